@@ -1,0 +1,200 @@
+"""What both contexts share: engine defaults, the SQLite set-up, and sessions that don't surprise."""
+
+import re
+from collections.abc import Sequence
+from sqlite3 import OperationalError
+from threading import Lock
+from typing import Any
+
+from sqlalchemy import Connection, Engine, ExceptionContext, event, inspect, make_url
+from sqlalchemy.engine import URL
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
+from sqlalchemy.orm import InstanceState, Session
+
+# For each database: its sync driver, its async driver, and the extra of pyproject.toml that brings both.
+DRIVERS = {
+    "sqlite": ("sqlite", "sqlite+aiosqlite", None),
+    "postgresql": ("postgresql+psycopg", "postgresql+asyncpg", "postgres"),
+    "mysql": ("mysql+pymysql", "mysql+aiomysql", "mysql"),
+    "mariadb": ("mariadb+pymysql", "mariadb+aiomysql", "mysql"),
+}
+
+VALUES = re.compile(r"\nDETAIL:.*|(?<=Duplicate entry) '.*'(?= for key)", re.DOTALL)
+
+
+def check_url(url: str | URL, *, is_async: bool) -> URL:
+    """Return the parsed URL.
+
+    Raises ArgumentError if it is none or names a driver of the other kind, ModuleNotFoundError if the driver is not
+    installed. No message repeats the URL: it holds a password.
+    """
+    try:
+        url = make_url(url)
+        dialect = url.get_dialect()
+    except (ArgumentError, ValueError):
+        raise ArgumentError(
+            "This is not a database URL that SQLAlchemy knows. It looks like sqlite+aiosqlite:///example.db or "
+            "postgresql+asyncpg://user:password@host:5432/name, with %-escapes for special characters in the password."
+        ) from None
+    sync_driver, async_driver, extra = DRIVERS.get(url.get_backend_name(), (None, None, None))
+    if is_async:
+        dialect = dialect.get_async_dialect_cls(url)
+    if dialect.is_async != is_async:
+        wrong, right = ("a sync", async_driver) if is_async else ("an async", sync_driver)
+        raise ArgumentError(f"{url.drivername} is {wrong} driver: use {right} here.")
+    try:
+        dialect.import_dbapi()
+    except ImportError as error:
+        advice = f"uv sync --extra {extra} brings {sync_driver} and {async_driver}" if extra else "install it"
+        raise ModuleNotFoundError(f"The driver of {url.drivername} is not installed ({error}): {advice}.") from None
+    return url
+
+
+def engine_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options for create_engine: yours, and the defaults for what you left open."""
+    defaults: dict[str, Any] = {"hide_parameters": True}  # salaries and tax numbers don't belong in logs
+    if url.get_backend_name() == "sqlite":
+        # Python's modern transaction mode: real savepoints, and DDL that can be rolled back. The timeout (seconds) is
+        # how long a writer waits for its turn.
+        connect_args = {"autocommit": False, "timeout": 30, **options.get("connect_args", {})}
+        options = {**options, "connect_args": connect_args}
+    else:
+        defaults["pool_pre_ping"] = True  # a restarted server costs a new connection, not an error
+    return defaults | options
+
+
+def listen(engine: Engine) -> None:
+    """Attach to the engine what its database needs."""
+    event.listen(engine, "handle_error", hide_values)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", set_up_sqlite)
+    elif engine.dialect.name in ("mysql", "mariadb"):
+        event.listen(engine, "handle_error", end_deadlocked_transaction)
+
+
+def set_up_sqlite(connection: DBAPIConnection, _: object) -> None:
+    """Turn on foreign keys and the write-ahead log, which lets readers and a writer work at the same time."""
+    cursor = connection.cursor()
+    cursor.execute("COMMIT")  # pragmas are ignored inside the transaction that autocommit=False keeps open
+    cursor.execute("PRAGMA foreign_keys = ON")
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            break
+        except OperationalError:
+            # Several processes open a new file: the pragma is refused at once instead of waiting for its turn. This
+            # waits, and raises what waiting doesn't mend.
+            cursor.execute("BEGIN IMMEDIATE")
+            cursor.execute("COMMIT")
+    cursor.execute("BEGIN")
+    cursor.close()
+
+
+def begin_immediate(connection: Connection) -> None:
+    """On SQLite, take the write lock now: a transaction that reads first can't get it once somebody else wrote."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("COMMIT")
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        except DBAPIError:
+            connection.exec_driver_sql("BEGIN")
+            raise
+
+
+def hide_values(context: ExceptionContext) -> None:
+    """Do what hide_parameters can't: take out the values that the server's own message repeats."""
+    error: BaseException | None = context.sqlalchemy_exception or context.original_exception
+    while error:
+        # PostgreSQL's DETAIL line and MySQL's "Duplicate entry '…'" name the duplicate
+        error.args = tuple(VALUES.sub("", arg) if isinstance(arg, str) else arg for arg in error.args)
+        if isinstance(getattr(error, "detail", None), str):  # asyncpg adds it to the text
+            error.detail = None
+        error = error.__cause__
+
+
+def end_deadlocked_transaction(context: ExceptionContext) -> None:
+    """Treat a deadlock as the end of its connection.
+
+    MySQL has then rolled back the whole transaction, savepoints too. Rolling back to one of them would fail with 1305
+    "SAVEPOINT does not exist" and hide the deadlock from the caller.
+    """
+    if context.original_exception.args[:1] == (1213,):
+        context.is_disconnect = True
+        context.invalidate_pool_on_disconnect = False
+
+
+def explain(error: DBAPIError | OSError, url: URL) -> str:
+    """Return two lines for a person at a terminal: which database, what the driver said, and what sets the address."""
+    reason = str(error.orig if isinstance(error, DBAPIError) else error).strip().partition("\n")[0]
+    address = str(url.database)
+    if url.host:
+        address += f" at {url.host}:{url.port or (5432 if url.get_backend_name() == 'postgresql' else 3306)}"
+    return f"Can't use the database {address}: {reason}\nDB_CONNECTION_STRING sets the address (README.md, Databases)."
+
+
+class DbSession(Session):
+    """A session that leaves your objects as you made them when the database refuses them.
+
+    SQLAlchemy's own would expire them: `user.id` in your except block would raise DetachedInstanceError, and your
+    changes would be gone.
+    """
+
+    unsaved: Sequence[tuple[InstanceState[Any], dict[str, Any], dict[str, Any]]] = ()
+
+    def close(self) -> None:
+        if self.unsaved:  # COMMIT itself failed
+            self.rollback()
+        super().close()
+
+
+@event.listens_for(DbSession, "before_flush")
+def remember_objects(session: DbSession, *_: object) -> None:
+    states = [inspect(instance) for instance in (*session.new, *session.dirty)]
+    session.unsaved = [(state, dict(state.dict), dict(state.committed_state)) for state in states]
+
+
+@event.listens_for(DbSession, "after_commit")
+def forget_objects(session: DbSession) -> None:
+    if not session.in_nested_transaction():
+        session.unsaved = ()
+
+
+@event.listens_for(DbSession, "after_rollback")
+def keep_objects(session: DbSession) -> None:
+    if session.in_nested_transaction():
+        return
+    for state, values, changes in session.unsaved:
+        state.dict.clear()
+        state.dict.update(values)
+        state.committed_state.clear()
+        state.committed_state.update(changes)
+        state.modified = True
+    session.unsaved = ()
+    session.expunge_all()
+
+
+class TransactionSession(DbSession):
+    """A session on the connection of a transaction, which serves one session or inner transaction at a time."""
+
+    def __init__(self, *args: Any, turn: Lock, **options: Any) -> None:
+        take(turn)
+        self.turn: Lock | None = turn
+        super().__init__(*args, **options)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            if self.turn:
+                self.turn.release()
+                self.turn = None
+
+
+def take(turn: Lock) -> None:
+    """Take the transaction's turn, or raise InvalidRequestError at once: waiting could be for ourselves."""
+    if not turn.acquire(blocking=False):
+        raise InvalidRequestError(
+            "This transaction has ended, or another task, thread or inner transaction is using it: "
+            "each task and thread needs a transaction of its own."
+        )

@@ -1,0 +1,58 @@
+"""Alembic's environment: connects through the sync URL and runs what the command asks for."""
+
+import sys
+from logging.config import fileConfig
+from typing import Any
+
+from alembic import context
+from alembic.autogenerate.api import AutogenContext
+from sqlalchemy import NullPool, create_engine, event
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+import env
+from database.engine import begin_immediate, check_url, engine_options, explain
+from database.models import Base
+
+
+def import_own_type(kind: str, item: Any, autogen_context: AutogenContext) -> bool:
+    """Give a revision the import for a column type of ours: Alembic writes the type's name only."""
+    module = type(item).__module__
+    if kind == "type" and not module.startswith("sqlalchemy."):
+        autogen_context.imports.add(f"import {module}")
+    return False
+
+
+if context.config.cmd_opts:  # run as a command; an application that calls Alembic has a logging set-up of its own
+    fileConfig(str(context.config.config_file_name), disable_existing_loggers=False)
+
+try:
+    # Not through alembic.ini: a % in a password would be an interpolation there.
+    url = check_url(env.DB_SYNC_CONNECTION_STRING, is_async=False)
+except (ArgumentError, ModuleNotFoundError) as error:
+    sys.exit(f"DB_CONNECTION_STRING or DB_SYNC_CONNECTION_STRING: {error}")
+
+is_sqlite = url.get_backend_name() == "sqlite"
+options: dict[str, Any] = {
+    "target_metadata": Base.metadata,
+    "render_item": import_own_type,
+    # SQLite can't alter a table, so Alembic copies it; a revision that fails half-way is rolled back.
+    "render_as_batch": is_sqlite,
+    "transactional_ddl": True if is_sqlite else None,
+}
+
+if context.is_offline_mode():
+    context.configure(url=url, literal_binds=True, **options)
+    with context.begin_transaction():
+        context.run_migrations()
+else:
+    # Not the application's engine: with foreign keys on, dropping the table that was copied would delete the children.
+    engine = create_engine(url, **engine_options(url, {"poolclass": NullPool}))
+    event.listen(engine, "begin", begin_immediate)
+    try:
+        connection = engine.connect()
+    except DBAPIError as error:
+        sys.exit(explain(error, url))
+    with connection:
+        context.configure(connection=connection, **options)
+        with context.begin_transaction():
+            context.run_migrations()

@@ -1,0 +1,35 @@
+"""Bring the database schema to head, then run the demo."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+import application
+import composition_root
+from database.context_async import DbContextAsync
+from database.engine import explain
+
+
+async def run(db: DbContextAsync) -> None:
+    async with db:
+        await application.run(composition_root.create_user_repository_async(db))
+
+
+def main() -> None:
+    command.upgrade(Config(Path(__file__).with_name("alembic.ini")), "head")
+    try:
+        db = composition_root.create_db_async()
+    except (ArgumentError, ModuleNotFoundError) as error:
+        sys.exit(f"DB_CONNECTION_STRING: {error}")
+    try:
+        asyncio.run(run(db))
+    except (DBAPIError, OSError) as error:
+        sys.exit(explain(error, db.engine.url))
+
+
+if __name__ == "__main__":
+    main()
