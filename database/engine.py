@@ -11,6 +11,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.orm import InstanceState, Session
+from sqlalchemy.sql.compiler import InsertmanyvaluesSentinelOpts
 
 # For each database: its sync driver, its async driver, and the extra of pyproject.toml that brings both.
 DRIVERS = {
@@ -69,6 +70,8 @@ def listen(engine: Engine) -> None:
     event.listen(engine, "handle_error", hide_values)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", set_up_sqlite)
+        # SQLite numbers the rows of one INSERT in their order: many rows can go in one statement and get their ids
+        engine.dialect.insertmanyvalues_implicit_sentinel = InsertmanyvaluesSentinelOpts.ANY_AUTOINCREMENT
     elif engine.dialect.name in ("mysql", "mariadb"):
         event.listen(engine, "handle_error", end_deadlocked_transaction)
 
@@ -104,7 +107,7 @@ def begin_immediate(connection: Connection) -> None:
 
 def hide_values(context: ExceptionContext) -> None:
     """Do what hide_parameters can't: take out the values that the server's own message repeats."""
-    error: BaseException | None = context.sqlalchemy_exception or context.original_exception
+    error: Any = context.sqlalchemy_exception or context.original_exception
     while error:
         # PostgreSQL's DETAIL line and MySQL's "Duplicate entry '…'" name the duplicate
         error.args = tuple(VALUES.sub("", arg) if isinstance(arg, str) else arg for arg in error.args)

@@ -21,7 +21,10 @@ class Money(TypeDecorator[Decimal]):
     cache_ok = True
 
     def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
-        return int(value.scaleb(2)) if value is not None and dialect.name == "sqlite" else value
+        if value is None or dialect.name != "sqlite":
+            return value
+        cents = Decimal(value).scaleb(2)
+        return float(cents) if cents % 1 else int(cents)  # parts of a cent come from comparisons only
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
         return Decimal(value).scaleb(-2) if value is not None and dialect.name == "sqlite" else value
@@ -112,9 +115,10 @@ class Salary(Base):
 
     @validates("amount")
     def _check_amount(self, key: str, value: Decimal | int) -> Decimal:
-        if not isinstance(value, Decimal | int) or not 0 <= value <= MAX_AMOUNT or round(Decimal(value), 2) != value:
+        amount = Decimal(value) if isinstance(value, Decimal | int) else Decimal("NaN")
+        if not amount.is_finite() or not 0 <= amount <= MAX_AMOUNT or amount != round(amount, 2):
             raise ValueError(f"{key} must be a Decimal from 0 to {MAX_AMOUNT} with two places at most")
-        return round(Decimal(value), 2)
+        return round(amount, 2)
 
     @validates("paid_on")
     def _check_paid_on(self, key: str, value: date) -> date:
@@ -136,10 +140,10 @@ def check_text(key: str, value: str, shortest: int, longest: int) -> str:
     return value
 
 
-def check_int(key: str, value: int, least: int = -MAX_ID) -> int:
-    """Return the number, cut to what a column can hold; raise TypeError or ValueError for what is none or too small."""
+def check_int(key: str, value: int, least: int | None = None) -> int:
+    """Return the number, cut to what a column holds. Raises TypeError if it isn't whole, ValueError if it is too small."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{key} must be a whole number")
-    if value < least:
+    if least is not None and value < least:
         raise ValueError(f"{key} must be at least {least}")
-    return min(value, MAX_ID)
+    return max(-MAX_ID, min(value, MAX_ID))

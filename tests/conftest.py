@@ -1,0 +1,117 @@
+"""The databases of the tests: a SQLite file, a PostgreSQL that comes as a package, and the MariaDB installed here."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from sqlalchemy import delete, make_url
+
+from database.context import DbContext
+from database.context_async import DbContextAsync
+from database.models import UserDb
+from repositories.user_repository_async import UserRepositoryAsync
+from tests.servers import GivenMariaDB, MariaDB, Postgres, Server
+from tests.stacks import Stack
+
+# every driver, and whether it is reached through the async stack
+DRIVERS = {
+    "sqlite": ("sqlite", False),
+    "aiosqlite": ("sqlite+aiosqlite", True),
+    "psycopg": ("postgresql+psycopg", False),
+    "asyncpg": ("postgresql+asyncpg", True),
+    "psycopg_async": ("postgresql+psycopg", True),
+    "pymysql": ("mysql+pymysql", False),
+    "aiomysql": ("mysql+aiomysql", True),
+    "asyncmy": ("mysql+asyncmy", True),
+}
+SYNC = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
+NO_MARIADB = (
+    "no MariaDB: install its server (apt-get install mariadb-server, brew install mariadb), or set TEST_MARIADB_URL to "
+    "mysql://user:password@host:port/ of one where databases may be created"
+)
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip the test; or fail it where every database has to be there."""
+    if os.environ.get("TEST_EVERY_DATABASE"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@contextmanager
+def running(server_class: type[Server]) -> Iterator[Server]:
+    folder = Path(tempfile.mkdtemp(prefix="db-"))
+    server = server_class(folder / "data")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    with running(Postgres) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[Server]:
+    if url := os.environ.get("TEST_MARIADB_URL"):
+        yield GivenMariaDB(url)
+    elif not MariaDB.program("mariadbd"):
+        missing(NO_MARIADB)
+    else:
+        with running(MariaDB) as server:
+            yield server
+
+
+@pytest.fixture
+def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
+    """A function that returns the URL of a new, empty database for a driver such as postgresql+asyncpg."""
+
+    def make(driver: str) -> str:
+        if driver.startswith("sqlite"):
+            return f"{driver}:///{tmp_path}/{os.urandom(4).hex()}.db"
+        server: Server = request.getfixturevalue("postgres" if driver.startswith("postgres") else "mariadb")
+        return server.url(driver, server.create_database())
+
+    return make
+
+
+_contract_databases: dict[str, str] = {}
+
+
+@pytest.fixture(params=DRIVERS)
+def stack(request: pytest.FixtureRequest, new_url: Callable[[str], str]) -> Stack:
+    """Each driver in turn, with the tables created and empty."""
+    driver, is_async = DRIVERS[request.param]
+    url = make_url(new_url(driver)) if driver.startswith("sqlite") else None
+    if url is None:
+        # a database for each server, with its tables, is kept for the whole run: creating tables is slow there
+        backend = driver.partition("+")[0]
+        if backend not in _contract_databases:
+            _contract_databases[backend] = new_url(driver)
+        url = make_url(_contract_databases[backend]).set(drivername=driver)
+    with DbContext(url.set(drivername=SYNC[url.get_backend_name()])) as db:
+        db.create_all()
+        with db.sessionmaker.begin() as session:
+            session.execute(delete(UserDb))
+    return Stack(url.render_as_string(hide_password=False), is_async=is_async)
+
+
+@pytest.fixture
+async def db(stack: Stack) -> AsyncIterator[DbContextAsync]:
+    async with stack.context() as db:
+        yield db
+
+
+@pytest.fixture
+def users(stack: Stack, db: DbContextAsync) -> UserRepositoryAsync:
+    return stack.users(db)
