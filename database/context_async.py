@@ -1,15 +1,29 @@
 """The async stack: an engine, its sessions and its transactions. context.py is the same without async and await."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from copy import copy
 from threading import Lock
 from typing import Any, Self
 
 from sqlalchemy import URL
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, async_sessionmaker, create_async_engine
+from sqlalchemy.orm.exc import StaleDataError
 
-from database.engine import DbSession, TransactionSession, begin_immediate, check_url, engine_options, listen, take
+from database.engine import (
+    DbSession,
+    TransactionSession,
+    begin_immediate,
+    can_repeat,
+    check_url,
+    engine_options,
+    listen,
+    read_options,
+    take,
+)
 from database.models import Base
 
 
@@ -29,6 +43,9 @@ class DbContextAsync:
         listen(self.engine.sync_engine)
         # expire_on_commit=False: objects outlive their session
         self.sessionmaker = async_sessionmaker(self.engine, sync_session_class=DbSession, expire_on_commit=False)
+        # for calls that only read
+        readers = self.engine.execution_options(**read_options(url, options))
+        self.read_sessionmaker = async_sessionmaker(readers, sync_session_class=DbSession, expire_on_commit=False)
         self._connection: AsyncConnection | None = None
         self._turn = Lock()
 
@@ -72,8 +89,39 @@ class DbContextAsync:
                 join_transaction_mode="create_savepoint",
                 turn=tx._turn,
             )
+            tx.read_sessionmaker = tx.sessionmaker  # what the transaction wrote, only the transaction can read
             yield tx
             take(tx._turn)  # and keep it: whoever comes after the end, or isn't done yet, is told
+
+    async def run[T](self, work: Callable[[Self], Awaitable[T]], attempts: int = 5) -> T:
+        """Run work(tx) in a transaction and return its result; run it again if the database answers "try again".
+
+        That is a deadlock, a serialization failure, a row that changed since work read it, or a connection lost before
+        COMMIT. So work may run several times: it reads what it needs itself, and does nothing that can't be undone.
+        A connection lost during COMMIT is not repeated, since the work may be stored. The last error is raised as it is.
+
+        async def rename(tx: DbContextAsync) -> None:
+            ada = await UserRepositoryAsync(tx).get_by_id(1)
+            ada.name = "Ada King"
+            await UserRepositoryAsync(tx).update(ada)
+
+        await db.run(rename)
+        """
+        attempt = (
+            attempts if self._connection else 1
+        )  # inside a transaction, it is the whole of it that has to run again
+        while True:
+            committing = False
+            try:
+                async with self.transaction() as tx:
+                    result = await work(tx)
+                    committing = True
+                return result
+            except (DBAPIError, StaleDataError) as error:
+                if attempt >= attempts or not can_repeat(error, committing=committing):
+                    raise
+            await asyncio.sleep(random.uniform(0, 0.05 * 2**attempt))  # seconds
+            attempt += 1
 
     @asynccontextmanager
     async def _begin(self) -> AsyncIterator[AsyncConnection]:

@@ -2,15 +2,19 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
+from selectors import EVENT_READ, DefaultSelector
 from sqlite3 import OperationalError
 from threading import Lock
+from time import monotonic
 from typing import Any
 
-from sqlalchemy import Connection, Engine, ExceptionContext, event, inspect, make_url
-from sqlalchemy.engine import URL
+from sqlalchemy import URL, Connection, Dialect, Engine, ExceptionContext, event, inspect, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, InvalidRequestError
 from sqlalchemy.orm import InstanceState, Session
+from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import InsertmanyvaluesSentinelOpts
 
 # For each database: its sync driver, its async driver, and the extra of pyproject.toml that brings both.
@@ -20,6 +24,9 @@ DRIVERS = {
     "mysql": ("mysql+pymysql", "mysql+aiomysql", "mysql"),
     "mariadb": ("mariadb+pymysql", "mariadb+aiomysql", "mysql"),
 }
+
+# "Conflict, try again": PostgreSQL's serialization failure and deadlock; MySQL's deadlock, lock wait timeout and changed row
+CONFLICTS = frozenset({"40001", "40P01", 1213, 1205, 1020})
 
 VALUES = re.compile(r"\nDETAIL:.*|(?<=Duplicate entry) '.*'(?= for key)", re.DOTALL)
 
@@ -60,9 +67,20 @@ def engine_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
         # how long a writer waits for its turn.
         connect_args = {"autocommit": False, "timeout": 30, **options.get("connect_args", {})}
         options = {**options, "connect_args": connect_args}
-    else:
-        defaults["pool_pre_ping"] = True  # a restarted server costs a new connection, not an error
+    elif url.get_backend_name() != "postgresql":  # which has ping_if_idle
+        defaults["pool_pre_ping"] = True
     return defaults | options
+
+
+def read_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the execution options for a session that only reads.
+
+    On PostgreSQL it needs no transaction, which saves the round trips of BEGIN and ROLLBACK; not if you chose an
+    isolation level, since only a transaction can keep that.
+    """
+    if url.get_backend_name() == "postgresql" and "isolation_level" not in options:
+        return {"isolation_level": "AUTOCOMMIT"}
+    return {}
 
 
 def listen(engine: Engine) -> None:
@@ -72,7 +90,11 @@ def listen(engine: Engine) -> None:
         event.listen(engine, "connect", set_up_sqlite)
         # SQLite numbers the rows of one INSERT in their order: many rows can go in one statement and get their ids
         engine.dialect.insertmanyvalues_implicit_sentinel = InsertmanyvaluesSentinelOpts.ANY_AUTOINCREMENT
-    elif engine.dialect.name in ("mysql", "mariadb"):
+    elif engine.dialect.name == "postgresql":
+        event.listen(engine, "connect", note_use)
+        event.listen(engine, "checkin", note_use)
+        event.listen(engine, "checkout", partial(ping_if_idle, engine.dialect))
+    else:
         event.listen(engine, "handle_error", end_deadlocked_transaction)
 
 
@@ -105,6 +127,31 @@ def begin_immediate(connection: Connection) -> None:
             raise
 
 
+def note_use(_: object, record: ConnectionPoolEntry) -> None:
+    record.info["used"] = monotonic()
+
+
+def ping_if_idle(dialect: Dialect, connection: DBAPIConnection, record: ConnectionPoolEntry, _: object) -> None:
+    """Notice a dead connection, as pool_pre_ping does, but spend no round trip on one that was in use a second ago."""
+    driver: Any = getattr(connection, "driver_connection", connection)
+    try:
+        if monotonic() - record.info["used"] > 1 or has_hung_up(driver):
+            dialect.do_ping(connection)
+    except dialect.loaded_dbapi.Error as error:
+        raise DisconnectionError from error  # the pool then opens a new connection
+
+
+def has_hung_up(driver: Any) -> bool:
+    """Whether there is something to read, without a question asked: a server that stops says so, then hangs up."""
+    # asyncpg has no fileno(), and learns of the end only when the event loop gets to it
+    socket = driver if hasattr(driver, "fileno") else driver._transport.get_extra_info("socket")
+    if socket.fileno() < 0:
+        return True
+    with DefaultSelector() as selector:
+        selector.register(socket, EVENT_READ)
+        return bool(selector.select(0))
+
+
 def hide_values(context: ExceptionContext) -> None:
     """Do what hide_parameters can't: take out the values that the server's own message repeats."""
     error: Any = context.sqlalchemy_exception or context.original_exception
@@ -134,6 +181,16 @@ def explain(error: DBAPIError | OSError, url: URL) -> str:
     if url.host:
         address += f" at {url.host}:{url.port or (5432 if url.get_backend_name() == 'postgresql' else 3306)}"
     return f"Can't use the database {address}: {reason}\nDB_CONNECTION_STRING sets the address (README.md, Databases)."
+
+
+def can_repeat(error: DBAPIError | StaleDataError, *, committing: bool) -> bool:
+    """Whether a transaction that failed like this can run again, because nothing of it was stored."""
+    if isinstance(error, StaleDataError):
+        return True
+    if not CONFLICTS.isdisjoint((getattr(error.orig, "sqlstate", None), *getattr(error.orig, "args", ())[:1])):
+        return True
+    # lost during COMMIT: it may have been stored, and only you can tell
+    return error.connection_invalidated and not committing
 
 
 class DbSession(Session):

@@ -44,13 +44,13 @@ class UserRepository:
 
     def get_by_id(self, id: int, *options: ORMOption) -> UserDb | None:
         """Return the user, or None if there is none. Raises TypeError if the id is no whole number."""
-        with self._db.sessionmaker() as session:
+        with self._db.read_sessionmaker() as session:
             return session.get(UserDb, check_int("id", id), options=options)
 
     def get_by_email(self, email: str, *options: ORMOption) -> UserDb | None:
         """Return the user with this e-mail address, in any case of letters, or None."""
         query = select(UserDb).where(UserDb.email == fold_email(email)).options(*options)
-        with self._db.sessionmaker() as session:
+        with self._db.read_sessionmaker() as session:
             return session.scalars(query).unique().one_or_none()
 
     def get_page(self, *options: ORMOption, after_id: int = 0, limit: int = 100) -> list[UserDb]:
@@ -66,7 +66,7 @@ class UserRepository:
             .limit(check_int("limit", limit, least=1))
             .options(*options)
         )
-        with self._db.sessionmaker() as session:
+        with self._db.read_sessionmaker() as session:
             return list(session.scalars(query).unique())
 
     def update(self, user: UserDb) -> UserDb:

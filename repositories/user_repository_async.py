@@ -44,13 +44,13 @@ class UserRepositoryAsync:
 
     async def get_by_id(self, id: int, *options: ORMOption) -> UserDb | None:
         """Return the user, or None if there is none. Raises TypeError if the id is no whole number."""
-        async with self._db.sessionmaker() as session:
+        async with self._db.read_sessionmaker() as session:
             return await session.get(UserDb, check_int("id", id), options=options)
 
     async def get_by_email(self, email: str, *options: ORMOption) -> UserDb | None:
         """Return the user with this e-mail address, in any case of letters, or None."""
         query = select(UserDb).where(UserDb.email == fold_email(email)).options(*options)
-        async with self._db.sessionmaker() as session:
+        async with self._db.read_sessionmaker() as session:
             return (await session.scalars(query)).unique().one_or_none()
 
     async def get_page(self, *options: ORMOption, after_id: int = 0, limit: int = 100) -> list[UserDb]:
@@ -66,7 +66,7 @@ class UserRepositoryAsync:
             .limit(check_int("limit", limit, least=1))
             .options(*options)
         )
-        async with self._db.sessionmaker() as session:
+        async with self._db.read_sessionmaker() as session:
             return list((await session.scalars(query)).unique())
 
     async def update(self, user: UserDb) -> UserDb:
