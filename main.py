@@ -11,7 +11,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 import application
 import composition_root
 from database.context_async import DbContextAsync
-from database.engine import explain
+from database.shared import explain
 
 
 async def run(db: DbContextAsync) -> None:

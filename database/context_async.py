@@ -10,20 +10,10 @@ from typing import Any, Self
 
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm.exc import StaleDataError
 
-from database.engine import (
-    DbSession,
-    TransactionSession,
-    begin_immediate,
-    can_repeat,
-    check_url,
-    engine_options,
-    listen,
-    read_options,
-    take,
-)
+from database import shared
 from database.models import Base
 
 
@@ -38,14 +28,11 @@ class DbContextAsync:
     """
 
     def __init__(self, url: str | URL, **options: Any) -> None:
-        url = check_url(url, is_async=True)
-        self.engine = create_async_engine(url, **engine_options(url, options))
-        listen(self.engine.sync_engine)
-        # expire_on_commit=False: objects outlive their session
-        self.sessionmaker = async_sessionmaker(self.engine, sync_session_class=DbSession, expire_on_commit=False)
-        # for calls that only read
-        readers = self.engine.execution_options(**read_options(url, options))
-        self.read_sessionmaker = async_sessionmaker(readers, sync_session_class=DbSession, expire_on_commit=False)
+        url = shared.check_url(url, is_async=True)
+        self.engine = create_async_engine(url, **shared.engine_options(url, options))
+        shared.listen(self.engine.sync_engine)
+        self.sessionmaker = sessions(self.engine)
+        self.read_sessionmaker = sessions(self.engine.execution_options(**shared.read_options(url, options)))
         self._connection: AsyncConnection | None = None
         self._turn = Lock()
 
@@ -82,34 +69,21 @@ class DbContextAsync:
         async with self._begin() as connection:
             tx = copy(self)
             tx._connection, tx._turn = connection, Lock()
-            tx.sessionmaker = async_sessionmaker(
-                connection,
-                sync_session_class=TransactionSession,
-                expire_on_commit=False,
-                join_transaction_mode="create_savepoint",
-                turn=tx._turn,
-            )
-            tx.read_sessionmaker = tx.sessionmaker  # what the transaction wrote, only the transaction can read
+            tx.sessionmaker = sessions(connection, join_transaction_mode="create_savepoint", turn=tx._turn)
+            tx.read_sessionmaker = tx.sessionmaker  # what it wrote, only the transaction itself can read
             yield tx
-            take(tx._turn)  # and keep it: whoever comes after the end, or isn't done yet, is told
+            shared.take(tx._turn)  # and keep it: whoever comes after the end, or isn't done yet, is told
 
     async def run[T](self, work: Callable[[Self], Awaitable[T]], attempts: int = 5) -> T:
-        """Run work(tx) in a transaction and return its result; run it again if the database answers "try again".
+        """Return work(tx), run in a transaction, and run again when the database says "conflict, try again".
 
-        That is a deadlock, a serialization failure, a row that changed since work read it, or a connection lost before
-        COMMIT. So work may run several times: it reads what it needs itself, and does nothing that can't be undone.
-        A connection lost during COMMIT is not repeated, since the work may be stored. The last error is raised as it is.
+        That is a deadlock, a serialization failure, a row changed since work read it, or a connection lost before
+        COMMIT. So work must be repeatable: it reads what it changes, and does nothing outside the database. It is not
+        repeated after a connection lost during COMMIT: it may be stored. The last error comes out as it was.
 
-        async def rename(tx: DbContextAsync) -> None:
-            ada = await UserRepositoryAsync(tx).get_by_id(1)
-            ada.name = "Ada King"
-            await UserRepositoryAsync(tx).update(ada)
-
-        await db.run(rename)
+        await db.run(lambda tx: UserRepositoryAsync(tx).delete(7))
         """
-        attempt = (
-            attempts if self._connection else 1
-        )  # inside a transaction, it is the whole of it that has to run again
+        attempt = 1
         while True:
             committing = False
             try:
@@ -118,21 +92,27 @@ class DbContextAsync:
                     committing = True
                 return result
             except (DBAPIError, StaleDataError) as error:
-                if attempt >= attempts or not can_repeat(error, committing=committing):
+                # inside a transaction, the whole of it has to run again
+                if attempt >= attempts or self._connection or not shared.can_repeat(error, committing=committing):
                     raise
-            await asyncio.sleep(random.uniform(0, 0.05 * 2**attempt))  # seconds
+            await asyncio.sleep(random.uniform(0, 0.05 * 2**attempt))  # seconds; by chance, so that rivals part
             attempt += 1
 
     @asynccontextmanager
     async def _begin(self) -> AsyncIterator[AsyncConnection]:
         if self._connection is None:
             async with self.engine.begin() as connection:
-                await connection.run_sync(begin_immediate)
+                await connection.run_sync(shared.begin_immediate)
                 yield connection
         else:
-            take(self._turn)
+            shared.take(self._turn)
             try:
                 async with self._connection.begin_nested():
                     yield self._connection
             finally:
                 self._turn.release()
+
+
+def sessions(bind: AsyncEngine | AsyncConnection, **options: Any) -> async_sessionmaker[AsyncSession]:
+    # expire_on_commit=False: objects outlive their session
+    return async_sessionmaker(bind, sync_session_class=shared.DbSession, expire_on_commit=False, **options)

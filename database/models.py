@@ -141,7 +141,7 @@ def check_text(key: str, value: str, shortest: int, longest: int) -> str:
 
 
 def check_int(key: str, value: int, least: int | None = None) -> int:
-    """Return the number, cut to what a column holds; raise TypeError if it isn't whole, ValueError if it is too small."""
+    """Return the number, cut to what a column holds; raise TypeError if it is none, ValueError if it is too small."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{key} must be a whole number")
     if least is not None and value < least:

@@ -10,8 +10,8 @@ from sqlalchemy import NullPool, create_engine, event
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 import env
-from database.engine import begin_immediate, check_url, engine_options, explain
 from database.models import Base
+from database.shared import begin_immediate, check_url, engine_options, explain
 
 
 def import_own_type(kind: str, item: Any, autogen_context: AutogenContext) -> bool:

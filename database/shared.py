@@ -1,4 +1,4 @@
-"""What both contexts share: engine defaults, the SQLite set-up, and sessions that don't surprise."""
+"""What both contexts share: checks and defaults for the engine, the set-up of each database, and the session class."""
 
 import re
 from collections.abc import Sequence
@@ -25,17 +25,17 @@ DRIVERS = {
     "mariadb": ("mariadb+pymysql", "mariadb+aiomysql", "mysql"),
 }
 
-# "Conflict, try again": PostgreSQL's serialization failure and deadlock; MySQL's deadlock, lock wait timeout and changed row
+# "Try again": PostgreSQL's serialization failure and deadlock, MySQL's deadlock, lock wait timeout and changed row.
 CONFLICTS = frozenset({"40001", "40P01", 1213, 1205, 1020})
 
+# What a server's own message repeats: PostgreSQL's DETAIL line, MySQL's "Duplicate entry '…' for key".
 VALUES = re.compile(r"\nDETAIL:.*|(?<=Duplicate entry) '.*'(?= for key)", re.DOTALL)
 
 
 def check_url(url: str | URL, *, is_async: bool) -> URL:
-    """Return the parsed URL.
+    """Return the parsed URL, which no message repeats: it holds a password.
 
-    Raises ArgumentError if it is none or names a driver of the other kind, ModuleNotFoundError if the driver is not
-    installed. No message repeats the URL: it holds a password.
+    Raises ArgumentError if it is none or names a driver of the other kind, ModuleNotFoundError for a missing driver.
     """
     try:
         url = make_url(url)
@@ -63,8 +63,8 @@ def engine_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
     """Return the options for create_engine: yours, and the defaults for what you left open."""
     defaults: dict[str, Any] = {"hide_parameters": True}  # salaries and tax numbers don't belong in logs
     if url.get_backend_name() == "sqlite":
-        # Python's modern transaction mode: real savepoints, and DDL that can be rolled back. The timeout (seconds) is
-        # how long a writer waits for its turn.
+        # Python's modern transaction mode: real savepoints, and DDL that can be rolled back. The timeout is how long,
+        # in seconds, a writer waits for its turn.
         connect_args = {"autocommit": False, "timeout": 30, **options.get("connect_args", {})}
         options = {**options, "connect_args": connect_args}
     elif url.get_backend_name() != "postgresql":  # which has ping_if_idle
@@ -73,14 +73,13 @@ def engine_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the execution options for a session that only reads.
+    """Return the execution options for sessions that only read.
 
-    On PostgreSQL it needs no transaction, which saves the round trips of BEGIN and ROLLBACK; not if you chose an
+    PostgreSQL reads without a transaction, which saves the round trips of BEGIN and ROLLBACK; unless you chose an
     isolation level, since only a transaction can keep that.
     """
-    if url.get_backend_name() == "postgresql" and "isolation_level" not in options:
-        return {"isolation_level": "AUTOCOMMIT"}
-    return {}
+    autocommit = url.get_backend_name() == "postgresql" and "isolation_level" not in options
+    return {"isolation_level": "AUTOCOMMIT"} if autocommit else {}
 
 
 def listen(engine: Engine) -> None:
@@ -88,7 +87,7 @@ def listen(engine: Engine) -> None:
     event.listen(engine, "handle_error", hide_values)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", set_up_sqlite)
-        # SQLite numbers the rows of one INSERT in their order: many rows can go in one statement and get their ids
+        # SQLite numbers the rows of one INSERT in their order: many rows can go in one statement and get their ids.
         engine.dialect.insertmanyvalues_implicit_sentinel = InsertmanyvaluesSentinelOpts.ANY_AUTOINCREMENT
     elif engine.dialect.name == "postgresql":
         event.listen(engine, "connect", note_use)
@@ -96,6 +95,16 @@ def listen(engine: Engine) -> None:
         event.listen(engine, "checkout", partial(ping_if_idle, engine.dialect))
     else:
         event.listen(engine, "handle_error", end_deadlocked_transaction)
+
+
+def hide_values(context: ExceptionContext) -> None:
+    """Do what hide_parameters can't: take personal data out of the server's own message."""
+    error: Any = context.sqlalchemy_exception or context.original_exception
+    while error:
+        error.args = tuple(VALUES.sub("", arg) if isinstance(arg, str) else arg for arg in error.args)
+        if isinstance(getattr(error, "detail", None), str):  # asyncpg adds it to the text
+            error.detail = None
+        error = error.__cause__
 
 
 def set_up_sqlite(connection: DBAPIConnection, _: object) -> None:
@@ -132,7 +141,7 @@ def note_use(_: object, record: ConnectionPoolEntry) -> None:
 
 
 def ping_if_idle(dialect: Dialect, connection: DBAPIConnection, record: ConnectionPoolEntry, _: object) -> None:
-    """Notice a dead connection, as pool_pre_ping does, but spend no round trip on one that was in use a second ago."""
+    """Notice a dead connection, as pool_pre_ping does, without a round trip for one that was in use a second ago."""
     driver: Any = getattr(connection, "driver_connection", connection)
     try:
         if monotonic() - record.info["used"] > 1 or has_hung_up(driver):
@@ -142,7 +151,7 @@ def ping_if_idle(dialect: Dialect, connection: DBAPIConnection, record: Connecti
 
 
 def has_hung_up(driver: Any) -> bool:
-    """Whether there is something to read, without a question asked: a server that stops says so, then hangs up."""
+    """Whether the server sent something unasked: one that stops says so, then hangs up."""
     # asyncpg has no fileno(), and learns of the end only when the event loop gets to it
     socket = driver if hasattr(driver, "fileno") else driver._transport.get_extra_info("socket")
     if socket.fileno() < 0:
@@ -150,17 +159,6 @@ def has_hung_up(driver: Any) -> bool:
     with DefaultSelector() as selector:
         selector.register(socket, EVENT_READ)
         return bool(selector.select(0))
-
-
-def hide_values(context: ExceptionContext) -> None:
-    """Do what hide_parameters can't: take out the values that the server's own message repeats."""
-    error: Any = context.sqlalchemy_exception or context.original_exception
-    while error:
-        # PostgreSQL's DETAIL line and MySQL's "Duplicate entry '…'" name the duplicate
-        error.args = tuple(VALUES.sub("", arg) if isinstance(arg, str) else arg for arg in error.args)
-        if isinstance(getattr(error, "detail", None), str):  # asyncpg adds it to the text
-            error.detail = None
-        error = error.__cause__
 
 
 def end_deadlocked_transaction(context: ExceptionContext) -> None:
@@ -174,38 +172,48 @@ def end_deadlocked_transaction(context: ExceptionContext) -> None:
         context.invalidate_pool_on_disconnect = False
 
 
+def can_repeat(error: DBAPIError | StaleDataError, *, committing: bool) -> bool:
+    """Whether a transaction that failed like this can run again, because nothing of it was stored."""
+    if isinstance(error, StaleDataError):
+        return True
+    codes = (getattr(error.orig, "sqlstate", None), *getattr(error.orig, "args", ())[:1])
+    # a connection lost during COMMIT: it may have been stored, and only you can tell
+    return not CONFLICTS.isdisjoint(codes) or (error.connection_invalidated and not committing)
+
+
 def explain(error: DBAPIError | OSError, url: URL) -> str:
     """Return two lines for a person at a terminal: which database, what the driver said, and what sets the address."""
     reason = str(error.orig if isinstance(error, DBAPIError) else error).strip().partition("\n")[0]
     address = str(url.database)
     if url.host:
         address += f" at {url.host}:{url.port or (5432 if url.get_backend_name() == 'postgresql' else 3306)}"
-    return f"Can't use the database {address}: {reason}\nDB_CONNECTION_STRING sets the address (README.md, Databases)."
-
-
-def can_repeat(error: DBAPIError | StaleDataError, *, committing: bool) -> bool:
-    """Whether a transaction that failed like this can run again, because nothing of it was stored."""
-    if isinstance(error, StaleDataError):
-        return True
-    if not CONFLICTS.isdisjoint((getattr(error.orig, "sqlstate", None), *getattr(error.orig, "args", ())[:1])):
-        return True
-    # lost during COMMIT: it may have been stored, and only you can tell
-    return error.connection_invalidated and not committing
+    return f"Can't use the database {address}: {reason}\nDB_CONNECTION_STRING sets the address."
 
 
 class DbSession(Session):
     """A session that leaves your objects as you made them when the database refuses them.
 
     SQLAlchemy's own would expire them: `user.id` in your except block would raise DetachedInstanceError, and your
-    changes would be gone.
+    changes would be gone. In a transaction, `turn` lets one session or inner transaction at a time use the connection.
     """
 
     unsaved: Sequence[tuple[InstanceState[Any], dict[str, Any], dict[str, Any]]] = ()
 
+    def __init__(self, *args: Any, turn: Lock | None = None, **options: Any) -> None:
+        if turn:
+            take(turn)
+        self.turn = turn
+        super().__init__(*args, **options)
+
     def close(self) -> None:
-        if self.unsaved:  # COMMIT itself failed
-            self.rollback()
-        super().close()
+        try:
+            if self.unsaved:  # COMMIT itself failed
+                self.rollback()
+            super().close()
+        finally:
+            if self.turn:
+                self.turn.release()
+                self.turn = None
 
 
 @event.listens_for(DbSession, "before_flush")
@@ -221,7 +229,7 @@ def forget_objects(session: DbSession) -> None:
 
 
 @event.listens_for(DbSession, "after_rollback")
-def keep_objects(session: DbSession) -> None:
+def restore_objects(session: DbSession) -> None:
     if session.in_nested_transaction():
         return
     for state, values, changes in session.unsaved:
@@ -234,25 +242,8 @@ def keep_objects(session: DbSession) -> None:
     session.expunge_all()
 
 
-class TransactionSession(DbSession):
-    """A session on the connection of a transaction, which serves one session or inner transaction at a time."""
-
-    def __init__(self, *args: Any, turn: Lock, **options: Any) -> None:
-        take(turn)
-        self.turn: Lock | None = turn
-        super().__init__(*args, **options)
-
-    def close(self) -> None:
-        try:
-            super().close()
-        finally:
-            if self.turn:
-                self.turn.release()
-                self.turn = None
-
-
 def take(turn: Lock) -> None:
-    """Take the transaction's turn, or raise InvalidRequestError at once: waiting could be for ourselves."""
+    """Take the turn, or raise InvalidRequestError at once: waiting could be for ourselves."""
     if not turn.acquire(blocking=False):
         raise InvalidRequestError(
             "This transaction has ended, or another task, thread or inner transaction is using it: "
