@@ -25,6 +25,7 @@ def main() -> None:
         db = composition_root.create_db_async()
     except (ArgumentError, ModuleNotFoundError) as error:
         sys.exit(f"DB_CONNECTION_STRING: {error}")
+    print(f"Database {db.engine.url}: schema at head")  # a URL prints its password as ***
     try:
         asyncio.run(run(db))
     except (DBAPIError, OSError) as error:
