@@ -20,12 +20,12 @@ async def run(db: DbContextAsync) -> None:
 
 
 def main() -> None:
-    command.upgrade(Config(Path(__file__).with_name("alembic.ini")), "head")
     try:
         db = composition_root.create_db_async()
     except (ArgumentError, ModuleNotFoundError) as error:
         sys.exit(f"DB_CONNECTION_STRING: {error}")
-    print(f"Database {db.engine.url}: schema at head")  # a URL prints its password as ***
+    command.upgrade(Config(Path(__file__).with_name("alembic.ini")), "head")
+    print(f"Database {db.engine.url.set(query={})}: schema at head")  # the password prints as ***
     try:
         asyncio.run(run(db))
     except (DBAPIError, OSError) as error:

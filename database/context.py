@@ -95,7 +95,7 @@ class DbContext:
                 # inside a transaction, the whole of it has to run again
                 if attempt >= attempts or self._connection or not shared.can_repeat(error, committing=committing):
                     raise
-            time.sleep(random.uniform(0, 0.05 * 2**attempt))  # seconds; by chance, so that rivals part
+            time.sleep(random.uniform(0, min(0.05 * 2**attempt, 1)))  # seconds; by chance, so that rivals part
             attempt += 1
 
     @contextmanager

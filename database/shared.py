@@ -40,6 +40,8 @@ def check_url(url: str | URL, *, is_async: bool) -> URL:
     try:
         url = make_url(url)
         dialect = url.get_dialect()
+        if "@" in (url.host or ""):  # the end of a password with an @ in it
+            raise ArgumentError
     except (ArgumentError, ValueError):
         raise ArgumentError(
             "This is not a database URL that SQLAlchemy knows. It looks like sqlite+aiosqlite:///example.db or "
@@ -49,8 +51,8 @@ def check_url(url: str | URL, *, is_async: bool) -> URL:
     if is_async:
         dialect = dialect.get_async_dialect_cls(url)
     if dialect.is_async != is_async:
-        wrong, right = ("a sync", async_driver) if is_async else ("an async", sync_driver)
-        raise ArgumentError(f"{url.drivername} is {wrong} driver: use {right} here.")
+        kind, right = ("a sync", async_driver) if is_async else ("an async", sync_driver)
+        raise ArgumentError(f"{url.drivername} is {kind} driver: use {right or 'one of the other kind'} here.")
     try:
         dialect.import_dbapi()
     except ImportError as error:
@@ -94,17 +96,17 @@ def listen(engine: Engine) -> None:
         event.listen(engine, "checkin", note_use)
         event.listen(engine, "checkout", partial(ping_if_idle, engine.dialect))
     else:
-        event.listen(engine, "handle_error", end_deadlocked_transaction)
+        event.listen(engine, "handle_error", end_lost_transaction)
 
 
 def hide_values(context: ExceptionContext) -> None:
     """Do what hide_parameters can't: take personal data out of the server's own message."""
-    error: Any = context.sqlalchemy_exception or context.original_exception
-    while error:
+    errors: list[Any] = [context.sqlalchemy_exception, context.original_exception]
+    for error in filter(None, errors):
         error.args = tuple(VALUES.sub("", arg) if isinstance(arg, str) else arg for arg in error.args)
         if isinstance(getattr(error, "detail", None), str):  # asyncpg adds it to the text
             error.detail = None
-        error = error.__cause__
+        errors.append(error.__cause__)
 
 
 def set_up_sqlite(connection: DBAPIConnection, _: object) -> None:
@@ -132,7 +134,7 @@ def begin_immediate(connection: Connection) -> None:
         try:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         except DBAPIError:
-            connection.exec_driver_sql("BEGIN")
+            connection.invalidate()  # it has no transaction now, which its pool would try to roll back
             raise
 
 
@@ -161,13 +163,13 @@ def has_hung_up(driver: Any) -> bool:
         return bool(selector.select(0))
 
 
-def end_deadlocked_transaction(context: ExceptionContext) -> None:
-    """Treat a deadlock as the end of its connection.
+def end_lost_transaction(context: ExceptionContext) -> None:
+    """Give up the connection when MySQL has ended its transaction: a deadlock (1213), a cluster node cut off (1047).
 
-    MySQL has then rolled back the whole transaction, savepoints too. Rolling back to one of them would fail with 1305
-    "SAVEPOINT does not exist" and hide the deadlock from the caller.
+    The savepoints went with it. Rolling back to one would fail with 1305 "SAVEPOINT does not exist", which would be all
+    that the caller sees.
     """
-    if context.original_exception.args[:1] == (1213,):
+    if context.original_exception.args[:1] in ((1213,), (1047,)):
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False
 

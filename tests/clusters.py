@@ -1,0 +1,162 @@
+"""Clusters of real servers on this machine: three Galera nodes, and a PostgreSQL with a synchronous standby."""
+
+import getpass
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pymysql
+
+from tests.servers import MariaDB, Postgres, Server, free_port
+
+LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/opt/homebrew/lib")
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"waited in vain until {what}")
+
+
+class GaleraNode(MariaDB):
+    """One of several MariaDB servers that all take writes: a transaction is committed on all of them or on none."""
+
+    # what copies the data to a new node gives up root's rights, so a node can't be root's
+    account = "mysql" if os.geteuid() == 0 else getpass.getuser()
+
+    @staticmethod
+    def provider() -> Path | None:
+        """Return MariaDB's plug-in for the replication."""
+        return next((path for root in LIBRARIES for path in Path(root).glob("**/libgalera_smm.so")), None)
+
+    def __init__(self, folder: Path, nodes: list["GaleraNode"]) -> None:
+        Server.__init__(self, folder)
+        self.nodes = nodes
+        self.port, self.ist_port, self.sst_port = free_port(), free_port(), free_port()
+        self.options = ["--no-defaults", f"--user={self.account}", f"--datadir={folder}"]
+        if not nodes:  # the others get their data from the first
+            install = [str(self.program("mariadb-install-db")), *self.options]
+            install.append("--auth-root-authentication-method=normal")
+            subprocess.run(install, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        else:
+            folder.mkdir()
+            shutil.chown(folder, self.account)
+        nodes.append(self)
+
+    def command(self) -> list[str]:
+        here = "127.0.0.1"
+        # nobody to join: this one founds the cluster
+        others = [f"{here}:{node.port}" for node in self.nodes if node is not self and node.process]
+        provider_options = [
+            f"base_host={here}",
+            f"base_port={self.port}",
+            f"gmcast.listen_addr=tcp://{here}:{self.port}",
+            f"ist.recv_addr={here}:{self.ist_port}",
+            "gcache.size=16M",
+        ]
+        return [
+            "setsid",  # a process group of its own, so that kill reaches the scripts that copy the data
+            *super().command(),
+            "--binlog-format=ROW",
+            "--innodb-autoinc-lock-mode=2",
+            "--innodb-log-file-size=16M",
+            "--wsrep-on=ON",
+            f"--wsrep-provider={self.provider()}",
+            f"--wsrep-provider-options={';'.join(provider_options)}",
+            f"--wsrep-cluster-address=gcomm://{','.join(others)}",
+            f"--wsrep-node-address={here}",
+            f"--wsrep-sst-receive-address={here}:{self.sst_port}",
+            "--wsrep-sst-method=rsync",
+        ]
+
+    def status(self, name: str) -> Any:
+        address = self.address
+        with pymysql.connect(host=address.host, port=address.port or 3306, user=address.username) as connection:
+            cursor = connection.cursor()
+            cursor.execute("SHOW STATUS LIKE %s", (name,))
+            (_, value), *_ = cursor.fetchall()
+        return value
+
+    def start(self) -> None:
+        super().start()
+        wait_until(lambda: self.status("wsrep_local_state_comment") == "Synced", f"{self.folder} is in step")
+
+    def kill(self) -> None:
+        if self.process:
+            with suppress(ProcessLookupError):  # it may have ended by itself
+                os.killpg(self.process.pid, signal.SIGKILL)
+        super().kill()
+
+
+@contextmanager
+def galera_cluster() -> Iterator[list[GaleraNode]]:
+    """Start three nodes; a node that is killed can be started again, as long as another one is up."""
+    folder = Path(tempfile.mkdtemp(prefix="galera-"))
+    shutil.chown(folder, GaleraNode.account)
+    nodes: list[GaleraNode] = []
+    try:
+        for number in range(3):
+            GaleraNode(folder / f"node{number}", nodes).start()
+        yield nodes
+    finally:
+        for node in nodes:
+            node.kill()
+        shutil.rmtree(folder)
+
+
+class Primary(Postgres):
+    """A PostgreSQL that acknowledges a COMMIT when its standby has it too."""
+
+    def command(self) -> list[str]:
+        return [*super().command(), "--synchronous_standby_names=*"]
+
+
+class Standby(Postgres):
+    """A copy of a primary that follows it, can be read, and takes over when told to.
+
+    The primary's --synchronous_standby_names isn't in its files, so the copy doesn't wait for a standby of its own.
+    """
+
+    def __init__(self, folder: Path, primary: Primary) -> None:
+        Server.__init__(self, folder)
+        self.run_as, self.programs = primary.run_as, primary.programs
+        folder.mkdir(mode=0o700)
+        if self.run_as:
+            shutil.chown(folder, self.run_as)
+        source = f"--dbname={primary.url('postgresql', 'postgres')}"
+        backup = [str(self.programs / "pg_basebackup"), source, f"--pgdata={folder}", "--checkpoint=fast"]
+        backup.append("--write-recovery-conf")  # which makes it a standby
+        subprocess.run(backup, check=True, user=self.run_as, cwd="/", stdout=subprocess.DEVNULL)
+
+    def promote(self) -> None:
+        self.execute("SELECT pg_promote()")
+
+
+@contextmanager
+def postgres_pair() -> Iterator[tuple[Primary, Standby]]:
+    """Start a primary and its synchronous standby."""
+    folder = Path(tempfile.mkdtemp(prefix="pair-"))
+    servers: list[Postgres] = []
+    try:
+        servers.append(primary := Primary(folder / "primary"))
+        primary.start()
+        servers.append(standby := Standby(folder / "standby", primary))
+        standby.start()
+        with psycopg.connect(primary.url("postgresql", "postgres"), autocommit=True) as connection:
+            query = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
+            wait_until(lambda: connection.execute(query).fetchone() is not None, "the standby follows")
+        yield primary, standby
+    finally:
+        for server in servers:
+            server.kill()
+        shutil.rmtree(folder)
