@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any, Self
 
 from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm.exc import StaleDataError
 
@@ -71,8 +71,14 @@ class DbContextAsync:
             tx._connection, tx._turn = connection, Lock()
             tx.sessionmaker = sessions(connection, join_transaction_mode="create_savepoint", turn=tx._turn)
             tx.read_sessionmaker = tx.sessionmaker  # what it wrote, only the transaction itself can read
-            yield tx
-            shared.take(tx._turn)  # and keep it: whoever comes after the end, or isn't done yet, is told
+            try:
+                yield tx
+            finally:
+                # Keep the turn: who comes after the end is told. Who isn't done by then would run into the ROLLBACK.
+                if in_use := not tx._turn.acquire(blocking=False):
+                    await asyncio.to_thread(tx._turn.acquire, timeout=30)
+            if in_use:
+                raise InvalidRequestError(shared.IN_USE)
 
     async def run[T](self, work: Callable[[Self], Awaitable[T]], attempts: int = 5) -> T:
         """Return work(tx), run in a transaction, and run again when the database says "conflict, try again".

@@ -1,5 +1,6 @@
 """The tables. A value that a column can't hold raises ValueError where it is set."""
 
+import re
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Dialect, ForeignKey, Integer, MetaData, Numeric, String, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, validates
 
+UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 MAX_ID = 2**63 - 1
 MAX_AMOUNT = Decimal("9999999999.99")
 
@@ -134,9 +136,10 @@ def fold_email(email: str) -> str:
 
 def check_text(key: str, value: str, shortest: int, longest: int) -> str:
     """Return the text without surrounding blanks; raise ValueError for what not every database can hold."""
-    if not isinstance(value, str) or not shortest <= len(value := value.strip()) <= longest or "\x00" in value:
-        raise ValueError(f"{key} must be text of {shortest} to {longest} characters")
-    value.encode()  # half a surrogate pair raises UnicodeEncodeError, which is a ValueError
+    if not isinstance(value, str) or not shortest <= len(value := value.strip()) <= longest or UNSTORABLE.search(value):
+        raise ValueError(
+            f"{key} must be text of {shortest} to {longest} characters, without NUL or half a surrogate pair"
+        )
     return value
 
 

@@ -28,6 +28,11 @@ DRIVERS = {
 # "Try again": PostgreSQL's serialization failure and deadlock, MySQL's deadlock, lock wait timeout and changed row.
 CONFLICTS = frozenset({"40001", "40P01", 1213, 1205, 1020})
 
+IN_USE = (
+    "This transaction has ended, or another task, thread or inner transaction is using it: "
+    "each task and thread needs a transaction of its own."
+)
+
 # What a server's own message repeats: PostgreSQL's DETAIL line, MySQL's "Duplicate entry '…' for key".
 VALUES = re.compile(r"\nDETAIL:.*|(?<=Duplicate entry) '.*'(?= for key)", re.DOTALL)
 
@@ -65,9 +70,9 @@ def engine_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
     """Return the options for create_engine: yours, and the defaults for what you left open."""
     defaults: dict[str, Any] = {"hide_parameters": True}  # salaries and tax numbers don't belong in logs
     if url.get_backend_name() == "sqlite":
-        # Python's modern transaction mode: real savepoints, and DDL that can be rolled back. The timeout is how long,
-        # in seconds, a writer waits for its turn.
-        connect_args = {"autocommit": False, "timeout": 30, **options.get("connect_args", {})}
+        # Python's modern transaction mode: real savepoints, DDL that rolls back. A writer waits 30 s for its turn.
+        patience = {} if "timeout" in url.query else {"timeout": 30}
+        connect_args = {"autocommit": False, **patience, **options.get("connect_args", {})}
         options = {**options, "connect_args": connect_args}
     elif url.get_backend_name() != "postgresql":  # which has ping_if_idle
         defaults["pool_pre_ping"] = True
@@ -75,13 +80,10 @@ def engine_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_options(url: URL, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the execution options for sessions that only read.
-
-    PostgreSQL reads without a transaction, which saves the round trips of BEGIN and ROLLBACK; unless you chose an
-    isolation level, since only a transaction can keep that.
-    """
-    autocommit = url.get_backend_name() == "postgresql" and "isolation_level" not in options
-    return {"isolation_level": "AUTOCOMMIT"} if autocommit else {}
+    """Return the execution options for sessions that only read: PostgreSQL spends no round trips on a transaction."""
+    if url.get_backend_name() == "postgresql" and "isolation_level" not in options:  # only a transaction can keep that
+        return {"isolation_level": "AUTOCOMMIT"}
+    return {}
 
 
 def listen(engine: Engine) -> None:
@@ -139,6 +141,7 @@ def begin_immediate(connection: Connection) -> None:
 
 
 def note_use(_: object, record: ConnectionPoolEntry) -> None:
+    """Remember when the connection was last known to work."""
     record.info["used"] = monotonic()
 
 
@@ -146,14 +149,14 @@ def ping_if_idle(dialect: Dialect, connection: DBAPIConnection, record: Connecti
     """Notice a dead connection, as pool_pre_ping does, without a round trip for one that was in use a second ago."""
     driver: Any = getattr(connection, "driver_connection", connection)
     try:
-        if monotonic() - record.info["used"] > 1 or has_hung_up(driver):
+        if monotonic() - record.info["used"] > 1 or has_news(driver):
             dialect.do_ping(connection)
     except dialect.loaded_dbapi.Error as error:
         raise DisconnectionError from error  # the pool then opens a new connection
 
 
-def has_hung_up(driver: Any) -> bool:
-    """Whether the server sent something unasked: one that stops says so, then hangs up."""
+def has_news(driver: Any) -> bool:
+    """Whether the server sent something unasked: one that stops says so and hangs up."""
     # asyncpg has no fileno(), and learns of the end only when the event loop gets to it
     socket = driver if hasattr(driver, "fileno") else driver._transport.get_extra_info("socket")
     if socket.fileno() < 0:
@@ -247,7 +250,4 @@ def restore_objects(session: DbSession) -> None:
 def take(turn: Lock) -> None:
     """Take the turn, or raise InvalidRequestError at once: waiting could be for ourselves."""
     if not turn.acquire(blocking=False):
-        raise InvalidRequestError(
-            "This transaction has ended, or another task, thread or inner transaction is using it: "
-            "each task and thread needs a transaction of its own."
-        )
+        raise InvalidRequestError(IN_USE)

@@ -14,6 +14,7 @@ PAIRS = [
 WORDS = [
     (r"await connection\.run_sync\(([\w.]+)\)", r"\1(connection)"),
     (r"\(await (session\.\w+\(\w+\))\)", r"\1"),
+    (r"\bawait asyncio\.to_thread\(([\w.]+), ", r"\1("),
     (r"\b(async|await) ", ""),
     (r"Awaitable\[T\]", "T"),
     (r"\b__a(enter|exit)__", r"__\1__"),

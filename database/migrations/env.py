@@ -14,6 +14,13 @@ import env
 from database.models import Base
 from database.shared import begin_immediate, check_url, engine_options, explain
 
+# Several processes may bring the schema to head at once: one after the other. On SQLite, begin_immediate sees to it.
+LOCKS = {
+    "postgresql": "SELECT pg_advisory_xact_lock(20261122)",
+    "mysql": "SELECT GET_LOCK(SHA1(DATABASE()), 600)",
+    "mariadb": "SELECT GET_LOCK(SHA1(DATABASE()), 600)",
+}
+
 
 def import_own_type(kind: str, item: Any, autogen_context: AutogenContext) -> bool:
     """Give a revision the import for a column type of ours: Alembic writes the type's name only."""
@@ -65,6 +72,8 @@ else:
             context.configure(connection=connection, **options)
             with context.begin_transaction():
                 begin_immediate(connection)
+                if url.get_backend_name() in LOCKS:
+                    connection.exec_driver_sql(LOCKS[url.get_backend_name()])
                 context.run_migrations()
     except DBAPIError as error:
         if error.statement not in (None, "BEGIN IMMEDIATE"):  # a revision that fails needs its traceback
