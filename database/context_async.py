@@ -5,7 +5,6 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from copy import copy
-from threading import Lock
 from typing import Any, Self
 
 from sqlalchemy import URL
@@ -34,7 +33,7 @@ class DbContextAsync:
         self.sessionmaker = sessions(self.engine)
         self.read_sessionmaker = sessions(self.engine.execution_options(**shared.read_options(url, options)))
         self._connection: AsyncConnection | None = None
-        self._turn = Lock()
+        self._turn = shared.Turn()
 
     async def create_all(self) -> None:
         """Create the missing tables. For tests and scripts: an application leaves its schema to Alembic."""
@@ -68,17 +67,17 @@ class DbContextAsync:
         """
         async with self._begin() as connection:
             tx = copy(self)
-            tx._connection, tx._turn = connection, Lock()
+            tx._connection, tx._turn = connection, shared.Turn()
             tx.sessionmaker = sessions(connection, join_transaction_mode="create_savepoint", turn=tx._turn)
             tx.read_sessionmaker = tx.sessionmaker  # what it wrote, only the transaction itself can read
             try:
                 yield tx
             finally:
-                # Keep the turn: who comes after the end is told. Who isn't done by then would run into the ROLLBACK.
-                if in_use := not tx._turn.acquire(blocking=False):
-                    await asyncio.to_thread(tx._turn.acquire, timeout=30)
-            if in_use:
+                if late := tx._turn.is_taken_by_another():  # its call would run into our ROLLBACK
+                    await asyncio.to_thread(tx._turn.lock.acquire, timeout=30)
+            if late:
                 raise InvalidRequestError(shared.IN_USE)
+            tx._turn.take()  # and keep it: who comes after the end is told
 
     async def run[T](self, work: Callable[[Self], Awaitable[T]], attempts: int = 5) -> T:
         """Return work(tx), run in a transaction, and run again when the database says "conflict, try again".
@@ -111,12 +110,12 @@ class DbContextAsync:
                 await connection.run_sync(shared.begin_immediate)
                 yield connection
         else:
-            shared.take(self._turn)
+            self._turn.take()
             try:
                 async with self._connection.begin_nested():
                     yield self._connection
             finally:
-                self._turn.release()
+                self._turn.lock.release()
 
 
 def sessions(bind: AsyncEngine | AsyncConnection, **options: Any) -> async_sessionmaker[AsyncSession]:

@@ -1,11 +1,12 @@
 """What both contexts share: checks and defaults for the engine, the set-up of each database, and the session class."""
 
+import asyncio
 import re
 from collections.abc import Sequence
 from functools import partial
 from selectors import EVENT_READ, DefaultSelector
 from sqlite3 import OperationalError
-from threading import Lock
+from threading import Lock, get_ident
 from time import monotonic
 from typing import Any
 
@@ -204,9 +205,9 @@ class DbSession(Session):
 
     unsaved: Sequence[tuple[InstanceState[Any], dict[str, Any], dict[str, Any]]] = ()
 
-    def __init__(self, *args: Any, turn: Lock | None = None, **options: Any) -> None:
+    def __init__(self, *args: Any, turn: "Turn | None" = None, **options: Any) -> None:
         if turn:
-            take(turn)
+            turn.take()
         self.turn = turn
         super().__init__(*args, **options)
 
@@ -217,7 +218,7 @@ class DbSession(Session):
             super().close()
         finally:
             if self.turn:
-                self.turn.release()
+                self.turn.lock.release()
                 self.turn = None
 
 
@@ -247,7 +248,25 @@ def restore_objects(session: DbSession) -> None:
     session.expunge_all()
 
 
-def take(turn: Lock) -> None:
-    """Take the turn, or raise InvalidRequestError at once: waiting could be for ourselves."""
-    if not turn.acquire(blocking=False):
-        raise InvalidRequestError(IN_USE)
+class Turn:
+    """Who may use the connection of a transaction: one session or inner transaction at a time."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.holder: object = None
+
+    def take(self) -> None:
+        if not self.lock.acquire(blocking=False):
+            raise InvalidRequestError(IN_USE)
+        self.holder = current()
+
+    def is_taken_by_another(self) -> bool:
+        return self.lock.locked() and self.holder != current()
+
+
+def current() -> object:
+    """Return the running task, or outside of an event loop the running thread."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return get_ident()

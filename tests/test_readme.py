@@ -135,6 +135,12 @@ def test_sync_snippets_in_order(copy: Path) -> None:
     assert printed == "True True\nAda [Decimal('7.00')]\n"
 
 
+def test_run_snippet(copy: Path) -> None:
+    sync, rename = block("Sync code", "python"), block("When one machine is not enough", "python")
+    ada = "users.create(UserDb(name='Ada', email='a@b'))\n"
+    assert run_python(sync + ada + rename, copy) == "True True\n2\n"
+
+
 def test_migration_commands(copy: Path) -> None:
     (copy / "example.db").unlink()
     assert run(block("Migrations", "sh"), copy) == "No new upgrade operations detected.\n"
