@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
 from functools import partial
 from selectors import EVENT_READ, DefaultSelector
 from sqlite3 import OperationalError
@@ -196,6 +195,29 @@ def explain(error: DBAPIError | OSError, url: URL) -> str:
     return f"Can't use the database {address}: {reason}\nDB_CONNECTION_STRING sets the address."
 
 
+class Turn:
+    """Who may use the connection of a transaction: one session or inner transaction at a time."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.holder: object = None
+
+    def take(self) -> None:
+        if not self.lock.acquire(blocking=False):
+            raise InvalidRequestError(IN_USE)
+        self.holder = current_task_or_thread()
+
+    def is_taken_by_another(self) -> bool:
+        return self.lock.locked() and self.holder != current_task_or_thread()
+
+
+def current_task_or_thread() -> object:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop runs here
+        return get_ident()
+
+
 class DbSession(Session):
     """A session that leaves your objects as you made them when the database refuses them.
 
@@ -203,12 +225,11 @@ class DbSession(Session):
     changes would be gone. In a transaction, `turn` lets one session or inner transaction at a time use the connection.
     """
 
-    unsaved: Sequence[tuple[InstanceState[Any], dict[str, Any], dict[str, Any]]] = ()
-
-    def __init__(self, *args: Any, turn: "Turn | None" = None, **options: Any) -> None:
+    def __init__(self, *args: Any, turn: Turn | None = None, **options: Any) -> None:
         if turn:
             turn.take()
         self.turn = turn
+        self.unsaved: list[tuple[InstanceState[Any], dict[str, Any], dict[str, Any]]] = []
         super().__init__(*args, **options)
 
     def close(self) -> None:
@@ -225,48 +246,24 @@ class DbSession(Session):
 @event.listens_for(DbSession, "before_flush")
 def remember_objects(session: DbSession, *_: object) -> None:
     states = [inspect(instance) for instance in (*session.new, *session.dirty)]
-    session.unsaved = [(state, dict(state.dict), dict(state.committed_state)) for state in states]
+    session.unsaved += [(state, dict(state.dict), dict(state.committed_state)) for state in states]
 
 
 @event.listens_for(DbSession, "after_commit")
 def forget_objects(session: DbSession) -> None:
     if not session.in_nested_transaction():
-        session.unsaved = ()
+        session.unsaved.clear()
 
 
 @event.listens_for(DbSession, "after_rollback")
 def restore_objects(session: DbSession) -> None:
     if session.in_nested_transaction():
         return
-    for state, values, changes in session.unsaved:
+    for state, values, changes in reversed(session.unsaved):
         state.dict.clear()
         state.dict.update(values)
         state.committed_state.clear()
         state.committed_state.update(changes)
         state.modified = True
-    session.unsaved = ()
+    session.unsaved.clear()
     session.expunge_all()
-
-
-class Turn:
-    """Who may use the connection of a transaction: one session or inner transaction at a time."""
-
-    def __init__(self) -> None:
-        self.lock = Lock()
-        self.holder: object = None
-
-    def take(self) -> None:
-        if not self.lock.acquire(blocking=False):
-            raise InvalidRequestError(IN_USE)
-        self.holder = current()
-
-    def is_taken_by_another(self) -> bool:
-        return self.lock.locked() and self.holder != current()
-
-
-def current() -> object:
-    """Return the running task, or outside of an event loop the running thread."""
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return get_ident()

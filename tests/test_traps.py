@@ -540,3 +540,28 @@ class TestMisuse:
         async with db, db.transaction() as tx:
             await stack.users(tx).create(a_user(3))
         assert [user.name for user in await users.get_page()] == ["User 1", "User 2", "User 3"]
+
+
+@pytest.mark.parametrize("flushed_before", [False, True])
+def test_a_commit_that_fails_leaves_the_objects_to_be_written_again(tmp_path: Path, flushed_before: bool) -> None:
+    """To SQLAlchemy they would be stored and unchanged: a second update would write nothing, and not say so."""
+    with DbContext(f"sqlite:///{tmp_path}/commit.db") as db:
+        db.create_all()
+        users = UserRepository(db)
+        user = users.create(a_user(1))
+        other = a_user(2)
+        user.name = "Ada"
+        with db.sessionmaker() as session:
+            session.execute(text("PRAGMA defer_foreign_keys = ON"))  # so that it is COMMIT that is refused
+            session.add_all([user, other, Salary(amount=Decimal(1), paid_on=date(2026, 1, 1), user_id=12345)])
+            if flushed_before:
+                session.flush()
+                user.name = "Ada King"
+            with pytest.raises(IntegrityError):
+                session.commit()
+        assert [stored.name for stored in users.get_page()] == ["User 1"]
+        assert user.version == 1
+        assert other.id is None
+        assert users.update(user).version == 2
+        users.create(other)
+        assert [stored.name for stored in users.get_page()] == [user.name, "User 2"]
