@@ -16,6 +16,11 @@ from database.shared import explain
 
 async def run(db: DbContextAsync) -> None:
     async with db:
+        try:
+            async with db.engine.connect():
+                print(f"Database {db.engine.url.set(query={})}: schema at head")  # the password prints as ***
+        except (DBAPIError, OSError) as error:
+            sys.exit(explain(error, db.engine.url))
         await application.run(composition_root.create_user_repository_async(db))
 
 
@@ -25,11 +30,7 @@ def main() -> None:
     except (ArgumentError, ModuleNotFoundError) as error:
         sys.exit(f"DB_CONNECTION_STRING: {error}")
     command.upgrade(Config(Path(__file__).with_name("alembic.ini")), "head")
-    print(f"Database {db.engine.url.set(query={})}: schema at head")  # the password prints as ***
-    try:
-        asyncio.run(run(db))
-    except (DBAPIError, OSError) as error:
-        sys.exit(explain(error, db.engine.url))
+    asyncio.run(run(db))
 
 
 if __name__ == "__main__":

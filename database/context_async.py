@@ -74,7 +74,11 @@ class DbContextAsync:
                 yield tx
             finally:
                 if late := tx._turn.is_taken_by_another():  # its call would run into our ROLLBACK
-                    await asyncio.to_thread(tx._turn.lock.acquire, timeout=30)
+                    try:
+                        await asyncio.to_thread(tx._turn.lock.acquire, timeout=30)
+                    except BaseException:  # cancelled while it waits
+                        await connection.invalidate()
+                        raise
             if late:
                 raise InvalidRequestError(shared.IN_USE)
             tx._turn.take()  # and keep it: who comes after the end is told

@@ -88,6 +88,10 @@ class UserDb(Base):
             raise ValueError("email has no @")
         return value
 
+    @validates("version")
+    def _check_version(self, key: str, value: int) -> int:
+        raise ValueError(f"{key} counts the updates by itself")
+
 
 class TaxAccount(Base):
     """The account that a user pays taxes through; a user has one at most."""

@@ -9,10 +9,11 @@ from threading import Lock, get_ident
 from time import monotonic
 from typing import Any
 
-from sqlalchemy import URL, Connection, Dialect, Engine, ExceptionContext, event, inspect, make_url
+from sqlalchemy import URL, Connection, Dialect, Engine, ExceptionContext, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, InvalidRequestError
 from sqlalchemy.orm import InstanceState, Session
+from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import InsertmanyvaluesSentinelOpts
@@ -245,8 +246,8 @@ class DbSession(Session):
 
 @event.listens_for(DbSession, "before_flush")
 def remember_objects(session: DbSession, *_: object) -> None:
-    states = [inspect(instance) for instance in (*session.new, *session.dirty)]
-    session.unsaved += [(state, dict(state.dict), dict(state.committed_state)) for state in states]
+    states = map(instance_state, (*session.new, *session.dirty))
+    session.unsaved += [(state, state.dict.copy(), state.committed_state.copy()) for state in states]
 
 
 @event.listens_for(DbSession, "after_commit")

@@ -3,12 +3,18 @@
 from collections.abc import Iterable
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, delete, inspect, select
+from sqlalchemy import CursorResult, bindparam, delete, inspect, select
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm.interfaces import ORMOption
 
 from database.context_async import DbContextAsync
 from database.models import UserDb, check_int, fold_email
+
+# Made once: SQLAlchemy takes a new statement apart at each call, to find the SQL that it compiled before.
+BY_ID = select(UserDb).where(UserDb.id == bindparam("id"))
+BY_EMAIL = select(UserDb).where(UserDb.email == bindparam("email"))
+PAGE = select(UserDb).where(UserDb.id > bindparam("after_id")).order_by(UserDb.id).limit(bindparam("limit"))
+DELETE = delete(UserDb).where(UserDb.id == bindparam("id")).execution_options(synchronize_session=False)
 
 
 class UserRepositoryAsync:
@@ -44,14 +50,15 @@ class UserRepositoryAsync:
 
     async def get_by_id(self, id: int, *options: ORMOption) -> UserDb | None:
         """Return the user, or None if there is none. Raises TypeError if the id is no whole number."""
+        query = BY_ID.options(*options) if options else BY_ID
         async with self._db.read_sessionmaker() as session:
-            return await session.get(UserDb, check_int("id", id), options=options)
+            return (await session.scalars(query, {"id": check_int("id", id)})).unique().one_or_none()
 
     async def get_by_email(self, email: str, *options: ORMOption) -> UserDb | None:
         """Return the user with this e-mail address, in any case of letters, or None."""
-        query = select(UserDb).where(UserDb.email == fold_email(email)).options(*options)
+        query = BY_EMAIL.options(*options) if options else BY_EMAIL
         async with self._db.read_sessionmaker() as session:
-            return (await session.scalars(query)).unique().one_or_none()
+            return (await session.scalars(query, {"email": fold_email(email)})).unique().one_or_none()
 
     async def get_page(self, *options: ORMOption, after_id: int = 0, limit: int = 100) -> list[UserDb]:
         """Return up to limit users in id order, from the first id after after_id: the last page is a short one.
@@ -59,15 +66,10 @@ class UserRepositoryAsync:
         Every page costs the same, however far: page = await users.get_page(after_id=page[-1].id)
         Raises ValueError for a limit below 1, TypeError for a number that isn't whole.
         """
-        query = (
-            select(UserDb)
-            .where(UserDb.id > check_int("after_id", after_id))
-            .order_by(UserDb.id)
-            .limit(check_int("limit", limit, least=1))
-            .options(*options)
-        )
+        query = PAGE.options(*options) if options else PAGE
+        values = {"after_id": check_int("after_id", after_id), "limit": check_int("limit", limit, least=1)}
         async with self._db.read_sessionmaker() as session:
-            return list((await session.scalars(query)).unique())
+            return list((await session.scalars(query, values)).unique())
 
     async def update(self, user: UserDb) -> UserDb:
         """Write what changed since the user was read, children included, and return the same object.
@@ -85,8 +87,6 @@ class UserRepositoryAsync:
     async def delete(self, id: int) -> bool:
         """Delete the user with its tax account and salaries; return whether there was one."""
         async with self._db.sessionmaker() as session:
-            result = cast(
-                CursorResult[Any], await session.execute(delete(UserDb).where(UserDb.id == check_int("id", id)))
-            )
+            result = cast(CursorResult[Any], await session.execute(DELETE, {"id": check_int("id", id)}))
             await session.commit()
         return result.rowcount > 0

@@ -339,6 +339,7 @@ class TestSchema:
         (UserDb, "email", "nobody.example.com"),
         (UserDb, "email", "x" * 243 + "@example.com"),
         (UserDb, "email", None),
+        (UserDb, "version", 1),
         (TaxAccount, "number", " "),
         (TaxAccount, "number", "x" * 33),
         (Salary, "amount", Decimal("-0.01")),

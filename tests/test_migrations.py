@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import NullPool, create_engine, inspect, make_url, text
 
 import env
@@ -21,7 +22,7 @@ from repositories.user_repository import UserRepository
 from tests.servers import Server
 from tests.test_demo import ALEMBIC, MAIN, ROOT, Command, assert_nobody_left, assert_told, at_once, reading, run, to
 
-INITIAL = "09b1929730fc"
+HEAD = ScriptDirectory(str(ROOT / "database/migrations")).get_current_head() or ""
 NO_DIFFERENCE = "No new upgrade operations detected."
 
 # The constraints and indexes of each table.
@@ -170,8 +171,8 @@ def test_every_command(new_url: Callable[[str], str], driver: str) -> None:
 
     check, current, history = at_once(*[alembic(url, word) for word in ("check", "current", "history")])
     assert NO_DIFFERENCE in check.succeeded()
-    assert current.succeeded().startswith(f"{INITIAL} (head)")
-    assert f"<base> -> {INITIAL} (head)" in history.succeeded()
+    assert current.succeeded().startswith(f"{HEAD} (head)")
+    assert f"-> {HEAD} (head)" in history.succeeded()
 
     run(alembic(url, "downgrade", "base")).succeeded()
     assert tables(url) == {"alembic_version"}
@@ -199,7 +200,7 @@ def test_a_generated_revision_runs_as_it_is(new_url: Callable[[str], str], proje
     assert names(url, "bonuses") == BONUS_NAMES
     assert NO_DIFFERENCE in project.alembic(url, "check")
 
-    project.alembic(url, "downgrade", INITIAL)
+    project.alembic(url, "downgrade", HEAD)
     assert contents(url) == before
 
 
@@ -248,7 +249,7 @@ def test_an_upgrade_that_fails_half_way_leaves_nothing_behind(
     before = contents(url)
     project.add_revision(
         "first",
-        INITIAL,
+        HEAD,
         'op.create_table("whole", sa.Column("id", sa.Integer(), primary_key=True))',
     )
     project.add_revision(
@@ -299,7 +300,7 @@ def test_a_script_has_percent_signs_as_they_are(project: Project) -> None:
     """Drivers that take %s for a parameter want a % doubled; a script goes to no driver."""
     project.add_revision(
         "discounts",
-        INITIAL,
+        HEAD,
         'op.create_table("discounts", sa.Column("label", sa.String(20), server_default="50%"))',
         """op.execute("UPDATE users SET name = '100%'")""",
     )

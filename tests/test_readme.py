@@ -136,9 +136,14 @@ def test_sync_snippets_in_order(copy: Path) -> None:
 
 
 def test_run_snippet(copy: Path) -> None:
-    sync, rename = block("Sync code", "python"), block("When one machine is not enough", "python")
-    ada = "users.create(UserDb(name='Ada', email='a@b'))\n"
-    assert run_python(sync + ada + rename, copy) == "True True\n2\n"
+    rename = block("When one machine is not enough", "python")
+    assert run_python(rename, copy) == "2\n"
+    assert run_python(rename, copy) == "2\n"
+
+
+def test_the_benchmark_starts(tmp_path: Path) -> None:
+    command = re.findall(r"`(uv run .*tests\.benchmarks)`", README)[0]
+    assert "--rounds" in run(f"{command} --help", copy_project(tmp_path))
 
 
 def test_migration_commands(copy: Path) -> None:
@@ -251,7 +256,7 @@ def test_copied_files_work_alone(goal: str, uses: list[str], tmp_path: Path) -> 
 
 @pytest.mark.parametrize("goal", ["async data access", "sync data access"])
 def test_copied_migrations_work(goal: str, tmp_path: Path) -> None:
-    carry([goal, "migrations for any of them"], tmp_path)
+    carry([goal, "migrations for any of these"], tmp_path)
     (tmp_path / "database/migrations/versions").mkdir()
     run(".venv/bin/alembic revision --autogenerate -m first && .venv/bin/alembic upgrade head", tmp_path)
     assert "users" in next(tmp_path.glob("database/migrations/versions/*first.py")).read_text()
@@ -338,8 +343,8 @@ def call(url: str, json: Any = None) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("section", "packages", "command"),
     [
-        ("In FastAPI", "fastapi uvicorn", ".venv/bin/python -m uvicorn web:app --port {port}"),
-        ("In Flask", "flask", ".venv/bin/python -m flask --app web run --port {port}"),
+        ("In FastAPI", "fastapi[standard]", "uv run fastapi run web.py --port {port}"),
+        ("In Flask", "flask", "uv run flask --app web run --port {port}"),
     ],
 )
 def test_in_a_framework(serve: Callable[[str, str, str], str], section: str, packages: str, command: str) -> None:
@@ -352,6 +357,8 @@ def test_in_a_framework(serve: Callable[[str, str, str], str], section: str, pac
     assert call(f"{address}/users/{id}")[0] == 200
     assert call(f"{address}/users", [eva, ada])[0] == 409
     assert call(f"{address}/users/{id + 1}")[0] == 404, "one request is one transaction: Eva was not stored"
+    assert call(f"{address}/users", [{"name": "", "email": "x@example.com"}])[0] == 422
+    assert call(f"{address}/users", [{"name": "Ida"}])[0] == 422
     assert call(f"{address}/users", [eva])[0] == 201
 
 

@@ -395,6 +395,13 @@ async def test_a_cancelled_task_leaks_no_connection(stack: Stack, db: DbContextA
 SLOW = {"sqlite": "SELECT sleep({})", "postgresql": "SELECT pg_sleep({})", "mysql": "SELECT SLEEP({})"}
 
 
+def keep_busy(connection: Connection, seconds: float) -> None:
+    if connection.dialect.name == "sqlite":
+        driver: Any = connection.connection.dbapi_connection
+        driver.create_function("sleep", 1, time.sleep)
+    connection.exec_driver_sql(SLOW[connection.dialect.name].format(seconds)).close()
+
+
 @contextmanager
 def slow_inserts(db: DbContextAsync, seconds: float) -> Iterator[tuple[Event, Event]]:
     """Keep the database busy before each INSERT, again and again until it is enough; yield two events: busy, enough."""
@@ -402,11 +409,8 @@ def slow_inserts(db: DbContextAsync, seconds: float) -> Iterator[tuple[Event, Ev
 
     def wait(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
         if statement.startswith("INSERT"):
-            if connection.dialect.name == "sqlite":
-                driver: Any = connection.connection.dbapi_connection
-                driver.create_function("sleep", 1, time.sleep)
             busy.set()
-            connection.exec_driver_sql(SLOW[connection.dialect.name].format(seconds)).close()
+            keep_busy(connection, seconds)
             if not enough.is_set():
                 wait(connection, _cursor, statement)
 
@@ -415,6 +419,33 @@ def slow_inserts(db: DbContextAsync, seconds: float) -> Iterator[tuple[Event, Ev
         yield busy, enough
     finally:
         event.remove(sync_engine(db), "before_cursor_execute", wait)
+
+
+@ASYNC
+async def test_a_task_cancelled_while_its_session_closes_leaves_a_sound_connection(
+    stack: Stack, db: DbContextAsync
+) -> None:
+    """If the close went on in the background, it would meet the transaction's own rollback on the way."""
+    closing = Event()
+
+    def close_slowly(connection: Connection, *_: Any) -> None:
+        closing.set()
+        keep_busy(connection, 0.2)
+
+    async def work() -> None:
+        async with db.transaction() as tx:
+            await stack.users(tx).create(a_user(1))
+            await stack.users(tx).get_page()
+
+    event.listen(sync_engine(db), "rollback_savepoint", close_slowly)
+    task = asyncio.create_task(work())
+    await until(closing.is_set)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 30)
+    event.remove(sync_engine(db), "rollback_savepoint", close_slowly)
+    await stack.users(db).create(a_user(2))
+    assert await names(stack) == ["User 2"]
 
 
 class TestMisuse:
@@ -458,6 +489,30 @@ class TestMisuse:
             await ends(stack, stack.users(db).create(a_user(n)))
         assert await names(stack) == ["User 0", "User 1", "User 2"], "what comes after is stored"
         assert sync_engine(db).pool.checkedout() == 0  # type: ignore[attr-defined]  # it is a QueuePool
+
+    @ASYNC
+    async def test_a_transaction_cancelled_while_somebody_uses_it_stores_nothing(
+        self, stack: Stack, db: DbContextAsync
+    ) -> None:
+        late: list[asyncio.Task[UserDb]] = []
+
+        async def block() -> None:
+            with slow_inserts(db, 0.5) as (busy, enough):
+                enough.set()
+                async with db.transaction() as tx:
+                    late.append(elsewhere(stack, stack.users(tx).create(a_user(1))))
+                    await until(busy.is_set)
+
+        task = asyncio.create_task(block())
+        await until(lambda: bool(late))
+        await asyncio.sleep(0.2)  # it waits for the other, or has ended already
+        task.cancel()
+        with pytest.raises((asyncio.CancelledError, InvalidRequestError)):
+            await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(asyncio.gather(*late, return_exceptions=True), 30)
+        for n in (2, 3):
+            await stack.users(db).create(a_user(n))
+        assert await names(stack) == ["User 2", "User 3"]
 
     async def test_two_inner_transactions_at_once_tell_the_second(self, stack: Stack, db: DbContextAsync) -> None:
         async def inner(tx: DbContextAsync) -> None:

@@ -13,7 +13,7 @@ PAIRS = [
 # async, and what stands in its place in the sync twin
 WORDS = [
     (r"await connection\.run_sync\(([\w.]+)\)", r"\1(connection)"),
-    (r"\(await (session\.\w+\(\w+\))\)", r"\1"),
+    (r"\(await (session\.scalars\(.*?\))\)(?=[.)])", r"\1"),
     (r"\bawait asyncio\.to_thread\(([\w.]+), ", r"\1("),
     (r"\b(async|await) ", ""),
     (r"Awaitable\[T\]", "T"),
@@ -33,8 +33,8 @@ WORDS = [
 
 
 def body(path: str) -> str:
-    """The file from its first class on: above it stand only what it is and what it imports."""
-    return (ROOT / path).read_text()[(ROOT / path).read_text().index("\nclass ") :]
+    """The file without its first lines, which say what it is and what it imports."""
+    return re.split(r"^(?=class |# Made once)", (ROOT / path).read_text(), maxsplit=1, flags=re.MULTILINE)[1]
 
 
 @pytest.mark.parametrize(("asynchronous", "sync"), PAIRS)
