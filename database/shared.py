@@ -34,8 +34,8 @@ IN_USE = (
     "each task and thread needs a transaction of its own."
 )
 
-# What a server's own message repeats: PostgreSQL's DETAIL line, MySQL's "Duplicate entry '…' for key".
-VALUES = re.compile(r"\nDETAIL:.*|(?<=Duplicate entry) '.*'(?= for key)", re.DOTALL)
+# What a server's own message repeats: PostgreSQL's DETAIL line; MySQL's duplicate, the last but one thing in quotes.
+VALUES = re.compile(r"\nDETAIL:.*|'.*'(?=[^']*'[^']*'[^']*$)", re.DOTALL)
 
 
 def check_url(url: str | URL, *, is_async: bool) -> URL:

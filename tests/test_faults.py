@@ -20,11 +20,10 @@ from database.models import UserDb
 from tests.conftest import DRIVERS, NO_MARIADB, SYNC, missing, running
 from tests.servers import MariaDB, Postgres, Server
 from tests.stacks import AwaitableContext, Stack, scalars, sync_engine
-from tests.test_traps import ASYNC, a_user, elsewhere, names, settle, until
+from tests.test_traps import ASYNC, MYSQL, a_user, elsewhere, names, settle, until
 
 SERVERS = [name for name, (driver, _) in DRIVERS.items() if "sqlite" not in driver]
 ON_A_SERVER = pytest.mark.parametrize("stack", SERVERS, indirect=True)
-MYSQL = pytest.mark.parametrize("stack", [name for name in SERVERS if "mysql" in DRIVERS[name][0]], indirect=True)
 WARM = 4  # connections in the pool
 
 type Call = Callable[[Stack, DbContextAsync], Awaitable[None]]

@@ -34,6 +34,7 @@ from tests.stacks import Stack, scalars, sync_engine
 ROOT = Path(__file__).parent.parent
 SQLITE = pytest.mark.parametrize("stack", ["sqlite", "aiosqlite"], indirect=True)
 ASYNC = pytest.mark.parametrize("stack", [name for name, (_, is_async) in DRIVERS.items() if is_async], indirect=True)
+MYSQL = pytest.mark.parametrize("stack", ["pymysql", "aiomysql", "asyncmy"], indirect=True)
 PAYDAY = date(2026, 1, 31)
 
 
@@ -234,7 +235,7 @@ class TestNothingPersonal:
             account = TaxAccount(number=number)
             return UserDb(
                 name=name,
-                email=f"{email}@example.com",
+                email=f'"{email}\'s"@example.com',
                 tax_account=account,
                 salaries=[Salary(amount=Decimal(amount), paid_on=PAYDAY)],
             )
@@ -277,6 +278,15 @@ class TestNothingPersonal:
         assert "INSERT INTO users" in output, "the statements were logged"
         for secret in SECRETS:
             assert secret not in output
+
+    @MYSQL
+    async def test_in_another_language_of_the_server(self, stack: Stack) -> None:
+        email = f"{SECRETS[1]}@example.com"
+        async with stack.context(connect_args={"init_command": "SET lc_messages = 'de_DE'"}) as db:
+            await stack.users(db).create(a_user(email=email))
+            with pytest.raises(IntegrityError) as caught:
+                await stack.users(db).create(a_user(email=email))
+        assert SECRETS[1] not in told(caught.value)
 
     def test_in_what_a_model_refuses(self) -> None:
         name, email, number, _ = SECRETS
