@@ -113,7 +113,13 @@ class MariaDB(Server):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.options = ["--no-defaults", f"--user={getpass.getuser()}", f"--datadir={folder}"]
+        # a tmpdir of its own: one that starts deletes the temporary tables of the others there
+        self.options = [
+            "--no-defaults",
+            f"--user={getpass.getuser()}",
+            f"--datadir={folder}",
+            f"--tmpdir={folder.parent}",
+        ]
         install = [str(self.program("mariadb-install-db")), *self.options, "--auth-root-authentication-method=normal"]
         subprocess.run(install, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
