@@ -1,11 +1,10 @@
 """The databases of the tests: a SQLite file, a PostgreSQL that comes as a package, and the MariaDB installed here."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import pytest
@@ -45,14 +44,13 @@ def missing(reason: str) -> NoReturn:
 
 @contextmanager
 def running(server_class: type[Server]) -> Iterator[Server]:
-    folder = Path(tempfile.mkdtemp(prefix="db-"))
-    server = server_class(folder / "data")
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
-        shutil.rmtree(folder)
+    with TemporaryDirectory(prefix="db-") as folder:
+        server = server_class(Path(folder) / "data")
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
 
 
 @pytest.fixture(scope="session")
