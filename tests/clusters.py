@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-import pymysql
 
 from tests.servers import MariaDB, Postgres, Server, free_port
 
@@ -43,7 +42,12 @@ class GaleraNode(MariaDB):
         Server.__init__(self, folder)
         self.nodes = nodes
         self.port, self.ist_port, self.sst_port = free_port(), free_port(), free_port()
-        self.options = ["--no-defaults", f"--user={self.account}", f"--datadir={folder}"]
+        self.options = [
+            "--no-defaults",
+            f"--user={self.account}",
+            f"--datadir={folder}",
+            f"--tmpdir={folder.parent}",
+        ]
         if not nodes:  # the others get their data from the first
             install = [str(self.program("mariadb-install-db")), *self.options]
             install.append("--auth-root-authentication-method=normal")
@@ -80,8 +84,7 @@ class GaleraNode(MariaDB):
         ]
 
     def status(self, name: str) -> Any:
-        address = self.address
-        with pymysql.connect(host=address.host, port=address.port or 3306, user=address.username) as connection:
+        with self.connect() as connection:
             cursor = connection.cursor()
             cursor.execute("SHOW STATUS LIKE %s", (name,))
             (_, value), *_ = cursor.fetchall()

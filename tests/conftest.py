@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import pytest
-from sqlalchemy import delete, make_url
+from sqlalchemy import delete
 
 from database.context import DbContext
 from database.context_async import DbContextAsync
@@ -83,24 +83,31 @@ def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], s
     return make
 
 
-_contract_databases: dict[str, str] = {}
+@pytest.fixture(scope="session")
+def kept() -> Iterator[dict[str, DbContext]]:
+    """For each server, a database with its tables, kept for the whole run: creating tables is slow there."""
+    contexts: dict[str, DbContext] = {}
+    yield contexts
+    for db in contexts.values():
+        db.dispose()
 
 
 @pytest.fixture(params=DRIVERS)
-def stack(request: pytest.FixtureRequest, new_url: Callable[[str], str]) -> Stack:
+def stack(request: pytest.FixtureRequest, kept: dict[str, DbContext], new_url: Callable[[str], str]) -> Stack:
     """Each driver in turn, with the tables created and empty."""
     driver, is_async = DRIVERS[request.param]
-    url = make_url(new_url(driver)) if driver.startswith("sqlite") else None
-    if url is None:
-        # a database for each server, with its tables, is kept for the whole run: creating tables is slow there
-        backend = driver.partition("+")[0]
-        if backend not in _contract_databases:
-            _contract_databases[backend] = new_url(driver)
-        url = make_url(_contract_databases[backend]).set(drivername=driver)
-    with DbContext(url.set(drivername=SYNC[url.get_backend_name()])) as db:
-        db.create_all()
+    backend = driver.partition("+")[0]
+    if backend == "sqlite":
+        with DbContext(new_url("sqlite")) as db:
+            db.create_all()
+    else:
+        if backend not in kept:
+            kept[backend] = DbContext(new_url(SYNC[backend]))
+            kept[backend].create_all()
+        db = kept[backend]
         with db.sessionmaker.begin() as session:
             session.execute(delete(UserDb))
+    url = db.engine.url.set(drivername=driver)
     return Stack(url.render_as_string(hide_password=False), is_async=is_async)
 
 

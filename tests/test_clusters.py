@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from sqlalchemy import delete, make_url, select
+from sqlalchemy import delete, select
 from sqlalchemy.exc import DBAPIError
 
 from database.context import DbContext
@@ -53,22 +53,24 @@ def pair() -> Iterator[tuple[Primary, Standby]]:
 
 
 @pytest.fixture(scope="module")
-def contract_stacks(galera: list[GaleraNode]) -> list[Stack]:
-    """Every node, each through another driver."""
-    return [
-        Stack(node.url(driver, node.create_database()), is_async=is_async)
-        for node, (driver, is_async) in zip(galera, map(DRIVERS.__getitem__, MYSQL), strict=True)
-    ]
+def contract_dbs(galera: list[GaleraNode]) -> Iterator[list[DbContext]]:
+    """On every node, a database with its tables."""
+    contexts = [DbContext(node.url("mysql+pymysql", node.create_database())) for node in galera]
+    for db in contexts:
+        db.create_all()
+    yield contexts
+    for db in contexts:
+        db.dispose()
 
 
 @pytest.fixture(params=range(3), ids=[f"node{number}-{name}" for number, name in enumerate(MYSQL)])
-def stack(request: pytest.FixtureRequest, contract_stacks: list[Stack]) -> Stack:
-    stack: Stack = contract_stacks[request.param]
-    with DbContext(make_url(stack.url).set(drivername="mysql+pymysql")) as db:
-        db.create_all()
-        with db.sessionmaker.begin() as session:
-            session.execute(delete(UserDb))
-    return stack
+def stack(request: pytest.FixtureRequest, contract_dbs: list[DbContext]) -> Stack:
+    """Every node, each through another driver."""
+    db = contract_dbs[request.param]
+    driver, is_async = DRIVERS[MYSQL[request.param]]
+    with db.sessionmaker.begin() as session:
+        session.execute(delete(UserDb))
+    return Stack(db.engine.url.set(drivername=driver).render_as_string(hide_password=False), is_async=is_async)
 
 
 class Writer:

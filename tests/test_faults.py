@@ -17,6 +17,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from database.context import DbContext
 from database.context_async import DbContextAsync
 from database.models import UserDb
+from database.shared import can_repeat
 from tests.conftest import DRIVERS, NO_MARIADB, SYNC, missing, running
 from tests.servers import MariaDB, Postgres, Server
 from tests.stacks import AwaitableContext, Stack, scalars, sync_engine
@@ -183,6 +184,7 @@ class TestInATransaction:
 @ASYNC
 async def test_200_tasks_most_of_them_cancelled_leave_the_pool_whole(stack: Stack) -> None:
     chance = random.Random(2026)
+    refused: set[int] = set()
     size, overflow = 5, 10
     returned: list[int] = []
 
@@ -207,6 +209,10 @@ async def test_200_tasks_most_of_them_cancelled_leave_the_pool_whole(stack: Stac
             await task
         except asyncio.CancelledError:
             assert moment is not None
+        except DBAPIError as error:  # MariaDB may see a deadlock where rows are taken back
+            if not can_repeat(error, committing=False):
+                raise
+            refused.add(n)
 
     async with stack.context(pool_size=size, max_overflow=overflow) as db:
         await asyncio.gather(*(work_until(n, chance.uniform(0, 0.3) if n % 5 else None) for n in range(200)))
@@ -214,7 +220,9 @@ async def test_200_tasks_most_of_them_cancelled_leave_the_pool_whole(stack: Stac
         assert sync_engine(db).pool.checkedout() == 0  # type: ignore[attr-defined]  # it is a QueuePool
         stored = sorted(int(user.name.removeprefix("User ")) for user in await stack.users(db).get_page(limit=1000))
         assert set(returned) <= set(stored)
-        assert {n for n in range(0, 200, 5) if n % 3 < 2} <= set(returned), "nobody else was disturbed"
+        assert {n for n in range(0, 200, 5) if n % 3 < 2} - refused <= set(returned), "nobody else was disturbed"
+        assert len(refused) < 20
+        assert refused.isdisjoint(stored)
         assert [n for n in stored if n % 3 == 1 and n < 1000] == [n - 1000 for n in stored if n >= 1000], "both or none"
         async with AsyncExitStack() as at_once:
             for _ in range(size + overflow):
