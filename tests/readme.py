@@ -46,7 +46,7 @@ def need_uv() -> None:
 def run(command: str | list[str], folder: Path, **variables: str) -> str:
     """Run as typed and return what it prints; fail with its output if it fails."""
     # as on a person's machine
-    hidden = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+    hidden = ("VIRTUAL_ENV", "PYTHONPATH")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     command = ["bash", "-ec", command] if isinstance(command, str) else command
     done = subprocess.run(

@@ -46,8 +46,7 @@ class Outcome(NamedTuple):
 
 
 def run(command: Command) -> Outcome:
-    # Without these, as on a person's machine. Python may keep what it compiled: it starts three times as fast then.
-    hidden = ("DB_CONNECTION_STRING", "DB_SYNC_CONNECTION_STRING", "PYTHONDONTWRITEBYTECODE")
+    hidden = ("DB_CONNECTION_STRING", "DB_SYNC_CONNECTION_STRING")  # as on a person's machine
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     done = subprocess.run(
         command.words,
