@@ -74,14 +74,19 @@ def test_async_snippet(clone: Path) -> None:
     assert run_python(block("Async code", "python"), clone) == "True\n"
 
 
-def test_sync_snippets_in_order(copy: Path) -> None:
-    sections = ("Sync code", "Several calls, all or nothing", "Load related rows")
-    sync, transaction, loading = (block(section, "python") for section in sections)
-    assert run_python(sync + transaction + loading, copy) == "True True\n"
+def test_async_snippet_without_async_and_await(clone: Path) -> None:
+    code = block("Async code", "python").replace("import asyncio\n", "").replace("asyncio.run(main())", "main()")
+    assert run_python(re.sub(r"\b(async|await) |_async\b", "", code), clone) == "True\n"
+
+
+def test_sync_snippet(copy: Path) -> None:
+    snippet = block("Sync code", "python")
+    assert run_python(snippet, copy) == "Alan Turing []\nTrue\n"
     ada = "UserDb(name='Ada', email='a@b', salaries=[Salary(amount=7, paid_on=date(2026, 1, 1))])"
+    create = f"    users.create({ada})\n    grace ="
     imports = "from datetime import date\n\nfrom database.models import Salary\n"
-    printed = run_python(f"{imports}{sync}users.create({ada})\n{transaction}{loading}", copy)
-    assert printed == "True True\nAda [Decimal('7.00')]\n"
+    printed = run_python(imports + snippet.replace("    grace =", create), copy)
+    assert printed == "Ada [Decimal('7.00')]\nAlan Turing []\nTrue\n"
 
 
 def test_run_snippet(copy: Path) -> None:
@@ -98,16 +103,22 @@ def test_the_benchmark_starts(copy: Path) -> None:
 
 def test_migration_commands(copy: Path) -> None:
     (copy / "example.db").unlink()
-    assert run(block("Migrations", "sh"), copy) == "No new upgrade operations detected.\n"
+    upgrade, check = re.findall(r"`(uv run alembic [^`]+)`", README)
+    assert run(upgrade, copy) == ""
+    assert run(check, copy) == "No new upgrade operations detected.\n"
 
 
-def test_a_model_of_your_own(copy: Path) -> None:
+def test_a_column_and_a_model_of_your_own(copy: Path) -> None:
     model, repository, use = (block("Migrations", "python", number) for number in range(3))
-    with (copy / "database/models.py").open("a") as models:
-        models.write("\n\n" + model)
+    column = re.findall(r"\*\*A new column\*\*.*?: `([^`]+)`", README)[0]
+    models = copy / "database/models.py"
+    source, found = re.subn(r"^    email: .*$", rf"\g<0>\n    {column}", models.read_text(), flags=re.MULTILINE)
+    assert found == 1
+    models.write_text(f"{source}\n\n{model}")
     (copy / "repositories/company_repository.py").write_text(repository)
-    run(block("Migrations", "sh", 1), copy)
+    run(block("Migrations", "sh"), copy)
     assert run_python(use, copy) == "1\n"
+    assert "UserDb.nickname" in run_python("from database.models import UserDb\nprint(UserDb.nickname)", copy)
     run("uv run alembic check", copy)
 
 
@@ -176,14 +187,14 @@ def call(url: str, json: Any = None) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    ("section", "packages", "command"),
+    ("number", "packages", "command"),
     [
-        ("In FastAPI", "fastapi[standard]", "uv run fastapi run web.py --port {port}"),
-        ("In Flask", "flask", "uv run flask --app web run --port {port}"),
+        (0, "fastapi[standard]", "uv run fastapi run web.py --port {port}"),
+        (1, "flask", "uv run flask --app web run --port {port}"),
     ],
 )
-def test_in_a_framework(serve: Callable[[str, str, str], str], section: str, packages: str, command: str) -> None:
-    address = serve(packages, block(section, "python"), command)
+def test_in_a_framework(serve: Callable[[str, str, str], str], number: int, packages: str, command: str) -> None:
+    address = serve(packages, block("In FastAPI and Flask", "python", number), command)
     ada, eva = ({"name": name, "email": f"{name}@example.com"} for name in ("Ada", "Eva"))
     assert call(f"{address}/users/1")[0] == 404
     status, ids = call(f"{address}/users", [ada])
