@@ -1,3 +1,5 @@
+"""Settings without which the many processes and connections of the tests would start slowly."""
+
 import functools
 import os
 import ssl

@@ -49,10 +49,12 @@ def page(after: int) -> Any:
 
 class Ours(Peer):
     name, is_async = "this template", False
+    context: Any = DbContext
+    repository: Any = UserRepository
 
     async def open(self, url: URL) -> None:
-        self.db = DbContext(url, **POOL)
-        users = UserRepository(self.db)
+        self.db = self.context(url, **POOL)
+        users = self.repository(self.db)
         self.get, self.update, self.delete = users.get_by_id, self.rename, users.delete
         self.page = lambda after: users.get_page(after_id=after)
         self.create = lambda n: users.create(UserDb(**values(n)))
@@ -67,21 +69,9 @@ class Ours(Peer):
         self.db.dispose()
 
 
-class OursAsync(Peer):
-    name, is_async = "this template", True
-
-    async def open(self, url: URL) -> None:
-        self.db = DbContextAsync(url, **POOL)
-        users = UserRepositoryAsync(self.db)
-        self.get, self.update, self.delete = users.get_by_id, self.rename, users.delete
-        self.page = lambda after: users.get_page(after_id=after)
-        self.create = lambda n: users.create(UserDb(**values(n)))
-        self.create_many = lambda numbers: users.create_many(UserDb(**values(n)) for n in numbers)
-        self.save = users.update
-
-    def rename(self, user: UserDb, name: str) -> Any:
-        user.name = name
-        return self.save(user)
+class OursAsync(Ours):
+    is_async = True
+    context, repository = DbContextAsync, UserRepositoryAsync
 
     async def close(self) -> None:
         await self.db.dispose()
