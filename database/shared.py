@@ -62,7 +62,7 @@ def check_url(url: str | URL, *, is_async: bool) -> URL:
     try:
         dialect.import_dbapi()
     except ImportError as error:
-        advice = f"uv sync --extra {extra} brings {sync_driver} and {async_driver}" if extra else "install it"
+        advice = f"uv sync --extra {extra}, or uv add {error.name} in a project of your own" if extra else "install it"
         raise ModuleNotFoundError(f"The driver of {url.drivername} is not installed ({error}): {advice}.") from None
     return url
 

@@ -169,9 +169,10 @@ def test_every_command(new_url: Callable[[str], str], driver: str) -> None:
     for table, expected in NAMES.items():
         assert names(url, table) == expected
 
-    check, current = at_once(*[alembic(url, word) for word in ("check", "current")])
+    check, current, history = at_once(*[alembic(url, word) for word in ("check", "current", "history")])
     assert NO_DIFFERENCE in check.succeeded()
     assert current.succeeded().startswith(f"{HEAD} (head)")
+    assert f"-> {HEAD} (head)" in history.succeeded()
 
     run(alembic(url, "downgrade", "base")).succeeded()
     assert tables(url) == {"alembic_version"}

@@ -15,6 +15,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from database.context import DbContext
 from database.models import Base
 from tests.readme import BLOCKS, README, ROOT, block, need_uv, run, run_python, used
 from tests.servers import free_port
@@ -110,15 +111,20 @@ def test_migration_commands(copy: Path) -> None:
 
 def test_a_column_and_a_model_of_your_own(copy: Path) -> None:
     model, repository, use = (block("Migrations", "python", number) for number in range(3))
-    column = re.findall(r"\*\*A new column\*\*.*?: `([^`]+)`", README)[0]
+    column, default = re.findall(r"\*\*A new column\*\* goes into its class: `(.+?)`.* gets a `(.+?)`", README)[0]
+    required = column.replace("nickname", "motto").replace(" | None", "").replace("))", f"), {default})")
+    run_python(block("Sync code", "python").replace("users.delete(alan.id)", "'Alan stays'"), copy)
     models = copy / "database/models.py"
-    source, found = re.subn(r"^    email: .*$", rf"\g<0>\n    {column}", models.read_text(), flags=re.MULTILINE)
+    columns = rf"\g<0>\n    {column}\n    {required}"
+    source, found = re.subn(r"^    email: .*$", columns, models.read_text(), flags=re.MULTILINE)
     assert found == 1
     models.write_text(f"{source}\n\n{model}")
     (copy / "repositories/company_repository.py").write_text(repository)
     run(block("Migrations", "sh"), copy)
     assert run_python(use, copy) == "1\n"
-    assert "UserDb.nickname" in run_python("from database.models import UserDb\nprint(UserDb.nickname)", copy)
+    with DbContext(f"sqlite:///{copy}/example.db") as db, db.engine.connect() as connection:
+        alan = connection.exec_driver_sql("SELECT name, nickname, motto FROM users").one()
+        assert tuple(alan) == ("Alan Turing", None, "")
     run("uv run alembic check", copy)
 
 
