@@ -539,6 +539,19 @@ class TestMisuse:
             await stack.users(tx).create(a_user(2))
         assert await names(stack) == ["User 1", "User 2"]
 
+    async def test_who_comes_during_commit_is_told(self, stack: Stack, db: DbContextAsync) -> None:
+        def come(_: Connection) -> None:
+            with pytest.raises(InvalidRequestError, match="This transaction has ended"):
+                tx.sessionmaker()
+            committed.append(True)
+
+        committed: list[bool] = []
+        event.listen(sync_engine(db), "commit", come)
+        async with db.transaction() as tx:
+            await stack.users(tx).create(a_user(1))
+        assert committed
+        assert await names(stack) == ["User 1"]
+
     @pytest.mark.parametrize("error", [None, ZeroDivisionError])
     async def test_a_transaction_used_after_its_end_says_so(
         self, stack: Stack, db: DbContextAsync, error: type[Exception] | None
