@@ -233,6 +233,11 @@ class DbSession(Session):
         self.unsaved: list[tuple[InstanceState[Any], dict[str, Any], dict[str, Any]]] = []
         super().__init__(*args, **options)
 
+    def flush(self, objects: Any = None) -> None:
+        states = map(instance_state, (*self.new, *self.dirty))
+        self.unsaved += [(state, state.dict.copy(), state.committed_state.copy()) for state in states]
+        super().flush(objects)
+
     def close(self) -> None:
         try:
             if self.unsaved:  # COMMIT itself failed
@@ -242,12 +247,6 @@ class DbSession(Session):
             if self.turn:
                 self.turn.lock.release()
                 self.turn = None
-
-
-@event.listens_for(DbSession, "before_flush")
-def remember_objects(session: DbSession, *_: object) -> None:
-    states = map(instance_state, (*session.new, *session.dirty))
-    session.unsaved += [(state, state.dict.copy(), state.committed_state.copy()) for state in states]
 
 
 @event.listens_for(DbSession, "after_commit")
