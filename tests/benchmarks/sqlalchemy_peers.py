@@ -1,6 +1,8 @@
 """This template, sessions written by hand, and the repositories that are built on SQLAlchemy."""
 
-from typing import Any
+from datetime import date
+from decimal import Decimal
+from typing import Any, Optional
 
 from advanced_alchemy.filters import LimitOffset, OrderBy
 from advanced_alchemy.repository import SQLAlchemyAsyncRepository, SQLAlchemySyncRepository
@@ -9,7 +11,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy_bind_manager import SQLAlchemyBindManager, SQLAlchemyConfig
 from sqlalchemy_bind_manager import repository as bind_manager
-from sqlmodel import Field, SQLModel, col
+from sqlmodel import Field, Relationship, SQLModel, col
 from sqlmodel import Session as SQLModelSession
 from sqlmodel import select as sqlmodel_select
 from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelAsyncSession
@@ -352,12 +354,34 @@ class BindManagerAsync(BindManager):
         await self.users.delete(await self.users.get(id))
 
 
+OWNED: dict[str, Any] = {"back_populates": "user", "cascade_delete": True, "passive_deletes": True}
+
+
 class Hero(SQLModel, table=True):
     __tablename__ = "users"
     id: int | None = Field(default=None, primary_key=True)
     name: str
     email: str = Field(unique=True)
     version: int | None = None
+    tax_account: Optional["HeroAccount"] = Relationship(**OWNED)
+    salaries: list["HeroSalary"] = Relationship(**OWNED)
+
+
+class HeroAccount(SQLModel, table=True):
+    __tablename__ = "tax_accounts"
+    id: int | None = Field(default=None, primary_key=True)
+    number: str
+    user_id: int | None = Field(default=None, foreign_key="users.id", ondelete="CASCADE", unique=True)
+    user: Hero = Relationship(back_populates="tax_account")
+
+
+class HeroSalary(SQLModel, table=True):
+    __tablename__ = "salaries"
+    id: int | None = Field(default=None, primary_key=True)
+    amount: Decimal
+    paid_on: date
+    user_id: int | None = Field(default=None, foreign_key="users.id", ondelete="CASCADE")
+    user: Hero = Relationship(back_populates="salaries")
 
 
 Hero.__mapper__.version_id_col = Hero.__table__.c.version  # "two people edit one row" is noticed, as in UserDb
