@@ -10,4 +10,4 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 # PyMySQL reads all of the machine's certificates for each connection, which takes ten times as long as connecting.
-ssl.create_default_context = functools.cache(ssl.create_default_context)  # type: ignore[assignment]
+ssl.create_default_context = functools.cache(ssl.create_default_context)  # type: ignore[assignment]  # its wrapper takes what can be hashed

@@ -5,11 +5,11 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psycopg
@@ -39,23 +39,17 @@ class GaleraNode(MariaDB):
         return next((path for root in LIBRARIES for path in Path(root).glob("**/libgalera_smm.so")), None)
 
     def __init__(self, folder: Path, nodes: list["GaleraNode"]) -> None:
-        Server.__init__(self, folder)
         self.nodes = nodes
         self.port, self.ist_port, self.sst_port = free_port(), free_port(), free_port()
-        self.options = [
-            "--no-defaults",
-            f"--user={self.account}",
-            f"--datadir={folder}",
-            f"--tmpdir={folder.parent}",
-        ]
-        if not nodes:  # the others get their data from the first
-            install = [str(self.program("mariadb-install-db")), *self.options]
-            install.append("--auth-root-authentication-method=normal")
-            subprocess.run(install, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        else:
-            folder.mkdir()
-            shutil.chown(folder, self.account)
+        super().__init__(folder)
         nodes.append(self)
+
+    def install(self) -> None:
+        if not self.nodes:
+            super().install()
+        else:  # it gets its data from the first
+            self.folder.mkdir()
+            shutil.chown(self.folder, self.account)
 
     def command(self) -> list[str]:
         here = "127.0.0.1"
@@ -104,17 +98,16 @@ class GaleraNode(MariaDB):
 @contextmanager
 def galera_cluster() -> Iterator[list[GaleraNode]]:
     """Start three nodes; a node that is killed can be started again, as long as another one is up."""
-    folder = Path(tempfile.mkdtemp(prefix="galera-"))
-    shutil.chown(folder, GaleraNode.account)
-    nodes: list[GaleraNode] = []
-    try:
-        for number in range(3):
-            GaleraNode(folder / f"node{number}", nodes).start()
-        yield nodes
-    finally:
-        for node in nodes:
-            node.kill()
-        shutil.rmtree(folder)
+    with TemporaryDirectory(prefix="galera-") as folder:
+        shutil.chown(folder, GaleraNode.account)
+        nodes: list[GaleraNode] = []
+        try:
+            for number in range(3):
+                GaleraNode(Path(folder) / f"node{number}", nodes).start()
+            yield nodes
+        finally:
+            for node in nodes:
+                node.kill()
 
 
 class Primary(Postgres):
@@ -148,18 +141,17 @@ class Standby(Postgres):
 @contextmanager
 def postgres_pair() -> Iterator[tuple[Primary, Standby]]:
     """Start a primary and its synchronous standby."""
-    folder = Path(tempfile.mkdtemp(prefix="pair-"))
-    servers: list[Postgres] = []
-    try:
-        servers.append(primary := Primary(folder / "primary"))
-        primary.start()
-        servers.append(standby := Standby(folder / "standby", primary))
-        standby.start()
-        with psycopg.connect(primary.url("postgresql", "postgres"), autocommit=True) as connection:
-            query = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
-            wait_until(lambda: connection.execute(query).fetchone() is not None, "the standby follows")
-        yield primary, standby
-    finally:
-        for server in servers:
-            server.kill()
-        shutil.rmtree(folder)
+    with TemporaryDirectory(prefix="pair-") as folder:
+        servers: list[Postgres] = []
+        try:
+            servers.append(primary := Primary(Path(folder) / "primary"))
+            primary.start()
+            servers.append(standby := Standby(Path(folder) / "standby", primary))
+            standby.start()
+            with psycopg.connect(primary.url("postgresql", "postgres"), autocommit=True) as connection:
+                query = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
+                wait_until(lambda: connection.execute(query).fetchone() is not None, "the standby follows")
+            yield primary, standby
+        finally:
+            for server in servers:
+                server.kill()

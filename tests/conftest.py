@@ -44,6 +44,8 @@ def missing(reason: str) -> NoReturn:
 
 @contextmanager
 def running(server_class: type[Server]) -> Iterator[Server]:
+    if server_class is MariaDB and not MariaDB.program("mariadbd"):
+        missing(NO_MARIADB)
     with TemporaryDirectory(prefix="db-") as folder:
         server = server_class(Path(folder) / "data")
         try:
@@ -63,8 +65,6 @@ def postgres() -> Iterator[Server]:
 def mariadb() -> Iterator[Server]:
     if url := os.environ.get("TEST_MARIADB_URL"):
         yield GivenMariaDB(url)
-    elif not MariaDB.program("mariadbd"):
-        missing(NO_MARIADB)
     else:
         with running(MariaDB) as server:
             yield server
@@ -92,6 +92,11 @@ def kept() -> Iterator[dict[str, DbContext]]:
         db.dispose()
 
 
+def empty(db: DbContext) -> None:
+    with db.sessionmaker.begin() as session:
+        session.execute(delete(UserDb))
+
+
 @pytest.fixture(params=DRIVERS)
 def stack(request: pytest.FixtureRequest, kept: dict[str, DbContext], new_url: Callable[[str], str]) -> Stack:
     """Each driver in turn, with the tables created and empty."""
@@ -105,10 +110,8 @@ def stack(request: pytest.FixtureRequest, kept: dict[str, DbContext], new_url: C
             kept[backend] = DbContext(new_url(SYNC[backend]))
             kept[backend].create_all()
         db = kept[backend]
-        with db.sessionmaker.begin() as session:
-            session.execute(delete(UserDb))
-    url = db.engine.url.set(drivername=driver)
-    return Stack(url.render_as_string(hide_password=False), is_async=is_async)
+        empty(db)
+    return Stack(db.engine.url.set(drivername=driver), is_async=is_async)
 
 
 @pytest.fixture

@@ -106,6 +106,7 @@ class MariaDB(Server):
     """The MariaDB that is installed on this machine."""
 
     scheme, user = "mysql", "root"
+    account = getpass.getuser()  # the system user that owns the data
 
     @staticmethod
     def program(name: str) -> str | None:
@@ -116,10 +117,13 @@ class MariaDB(Server):
         # a tmpdir of its own: one that starts deletes the temporary tables of the others there
         self.options = [
             "--no-defaults",
-            f"--user={getpass.getuser()}",
+            f"--user={self.account}",
             f"--datadir={folder}",
             f"--tmpdir={folder.parent}",
         ]
+        self.install()
+
+    def install(self) -> None:
         install = [str(self.program("mariadb-install-db")), *self.options, "--auth-root-authentication-method=normal"]
         subprocess.run(install, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

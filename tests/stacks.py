@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, Executable, event
+from sqlalchemy import URL, Connection, Engine, Executable, QueuePool, event, make_url
 
 from database.context import DbContext
 from database.context_async import DbContextAsync
@@ -45,8 +45,8 @@ class AwaitableContext(Awaitable):
 class Stack:
     """One way to reach one database: its URL, and whether through the sync or the async stack."""
 
-    def __init__(self, url: str, *, is_async: bool) -> None:
-        self.url = url
+    def __init__(self, url: str | URL, *, is_async: bool) -> None:
+        self.url = make_url(url).render_as_string(hide_password=False)
         self.is_async = is_async
 
     def context(self, **options: Any) -> DbContextAsync:
@@ -62,6 +62,10 @@ class Stack:
 
 def sync_engine(db: DbContextAsync) -> Engine:
     return getattr(db.engine, "sync_engine", cast(Engine, db.engine))
+
+
+def pool(db: DbContextAsync) -> QueuePool:
+    return cast(QueuePool, sync_engine(db).pool)
 
 
 @contextmanager

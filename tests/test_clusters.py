@@ -5,19 +5,15 @@ stored its user or not, if the connection broke while COMMIT was under way.
 """
 
 import asyncio
-import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from threading import Event
 
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from database.context import DbContext
@@ -26,13 +22,13 @@ from database.models import UserDb
 from repositories.user_repository import UserRepository
 from repositories.user_repository_async import UserRepositoryAsync
 from tests.clusters import GaleraNode, Primary, Standby, galera_cluster, postgres_pair, wait_until
-from tests.conftest import DRIVERS, missing
+from tests.conftest import DRIVERS, empty, missing
 from tests.stacks import Stack
 from tests.test_contract import *  # noqa: F403 - the contract's tests run here too, with the stack of this file
+from tests.test_demo import MAIN, Command, run, to
 
 pytestmark = pytest.mark.cluster
 
-PROJECT = Path(__file__).parents[1]
 NO_GALERA = "no Galera: install MariaDB's server with it (apt-get install mariadb-server galera-4 rsync)"
 MYSQL = [name for name, (driver, _) in DRIVERS.items() if driver.startswith("mysql")]
 POSTGRES = [name for name, (driver, _) in DRIVERS.items() if driver.startswith("postgresql")]
@@ -68,9 +64,8 @@ def stack(request: pytest.FixtureRequest, contract_dbs: list[DbContext]) -> Stac
     """Every node, each through another driver."""
     db = contract_dbs[request.param]
     driver, is_async = DRIVERS[MYSQL[request.param]]
-    with db.sessionmaker.begin() as session:
-        session.execute(delete(UserDb))
-    return Stack(db.engine.url.set(drivername=driver).render_as_string(hide_password=False), is_async=is_async)
+    empty(db)
+    return Stack(db.engine.url.set(drivername=driver), is_async=is_async)
 
 
 class Writer:
@@ -234,10 +229,8 @@ async def test_a_postgres_standby_takes_over_and_no_write_is_lost(
     primary, standby = pair
     hosts = "&".join(f"host=127.0.0.1:{server.address.port}" for server in pair)
     address = f"://postgres@/{primary.create_database()}?{hosts}&target_session_attrs=primary"
-    environment = {**os.environ, "DB_CONNECTION_STRING": f"postgresql+asyncpg{address}"}
-    environment.pop("DB_SYNC_CONNECTION_STRING", None)  # it is derived from the other
-    demo = partial(subprocess.run, [sys.executable, "main.py"], cwd=PROJECT, env=environment, check=True)
-    demo()
+    demo = Command(MAIN, to(f"postgresql+asyncpg{address}"))
+    run(demo).succeeded()
     writers = [Writer(name, DRIVERS[name][0] + address) for name in POSTGRES]
     async with writing(writers):
         await progress(writers)
@@ -251,4 +244,4 @@ async def test_a_postgres_standby_takes_over_and_no_write_is_lost(
         await asyncio.to_thread(standby.promote)
         await progress(writers)
     check(writers, f"postgresql+psycopg{address}")
-    demo()
+    run(demo).succeeded()

@@ -3,8 +3,7 @@
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -51,9 +50,6 @@ asyncio.run(main())
 """
 
 
-type Carry = Callable[..., None]
-
-
 @pytest.fixture(scope="module")
 def venv() -> Iterator[Path]:
     """An environment that the tests fill one after the other: what stays in it needs no compiling again."""
@@ -63,12 +59,7 @@ def venv() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.fixture
-def carry(venv: Path) -> Carry:
-    return partial(carry_files, venv)
-
-
-def carry_files(venv: Path, folder: Path, *goals: str, beside: str = "") -> None:
+def carry(venv: Path, folder: Path, *goals: str, beside: str = "") -> None:
     """Copy the files of these rows into an empty folder with just their packages, and those beside them."""
     for goal in goals:
         for pattern in FILES[goal]:
@@ -88,25 +79,25 @@ def carry_files(venv: Path, folder: Path, *goals: str, beside: str = "") -> None
         ("both", [USE_SYNC, USE_ASYNC.replace("ada@", "eva@")]),
     ],
 )
-def test_copied_files_work_alone(carry: Carry, goal: str, uses: list[str], tmp_path: Path) -> None:
-    carry(tmp_path, goal)
+def test_copied_files_work_alone(venv: Path, goal: str, uses: list[str], tmp_path: Path) -> None:
+    carry(venv, tmp_path, goal)
     for use in uses:
         assert run_python(use, tmp_path) == "Ada\n"
 
 
 @pytest.mark.parametrize("goal", ["async data access", "sync data access"])
-def test_copied_migrations_work(carry: Carry, goal: str, tmp_path: Path) -> None:
-    carry(tmp_path, goal, "migrations for any of these")
+def test_copied_migrations_work(venv: Path, goal: str, tmp_path: Path) -> None:
+    carry(venv, tmp_path, goal, "migrations for any of these")
     (tmp_path / "database/migrations/versions").mkdir()
     run(".venv/bin/alembic revision --autogenerate -m first && .venv/bin/alembic upgrade head", tmp_path)
     assert "users" in next(tmp_path.glob("database/migrations/versions/*first.py")).read_text()
     run(".venv/bin/alembic check", tmp_path)
 
 
-def test_copied_test_databases_work(carry: Carry) -> None:
+def test_copied_test_databases_work(venv: Path) -> None:
     with TemporaryDirectory() as name:  # not pytest's: see venv
         folder = Path(name)
-        carry(folder, "both", "the tests' databases")
+        carry(venv, folder, "both", "the tests' databases")
         (folder / "pyproject.toml").write_text(PYTEST_INI)
         (folder / "tests/test_own.py").write_text(
             "async def test_nobody_yet(users):\n    assert await users.get_page() == []\n"
@@ -114,8 +105,8 @@ def test_copied_test_databases_work(carry: Carry) -> None:
         assert "8 passed" in run(".venv/bin/python -m pytest tests", folder)
 
 
-def test_rolled_back_contexts(carry: Carry, tmp_path: Path) -> None:
-    carry(tmp_path, "both", beside="pytest pytest-asyncio")
+def test_rolled_back_contexts(venv: Path, tmp_path: Path) -> None:
+    carry(venv, tmp_path, "both", beside="pytest pytest-asyncio")
     (tmp_path / "pyproject.toml").write_text(PYTEST_INI)
     (tmp_path / "test_own.py").write_text(
         block("Test your own code", "python")

@@ -1,13 +1,10 @@
 """What a call costs, counted and not timed: round trips, statements, thread hops, rows read, packages imported."""
 
 import json
-import os
 import selectors
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
 from threading import Event, Thread
 from typing import Any, Self, cast
 
@@ -25,9 +22,11 @@ from database.models import UserDb
 from repositories.user_repository import UserRepository
 from repositories.user_repository_async import UserRepositoryAsync
 from tests.stacks import Stack, sync_engine
+from tests.test_contract import a_user
+from tests.test_demo import ROOT, Command, run, to
+from tests.test_traps import MYSQL
 
 POSTGRES = pytest.mark.parametrize("stack", ["asyncpg", "psycopg", "psycopg_async"], indirect=True)
-MARIADB = pytest.mark.parametrize("stack", ["pymysql", "aiomysql", "asyncmy"], indirect=True)
 AIOSQLITE = pytest.mark.parametrize("stack", ["aiosqlite"], indirect=True)
 
 type Counts = dict[str, int]
@@ -117,13 +116,9 @@ async def db(stack: Stack, request: pytest.FixtureRequest) -> AsyncIterator[DbCo
     if "proxy" in request.fixturenames:
         port = request.getfixturevalue("proxy").listener.getsockname()[1]
         url = make_url(stack.url).set(host="127.0.0.1", port=port)
-        stack = Stack(url.render_as_string(hide_password=False), is_async=stack.is_async)
+        stack = Stack(url, is_async=stack.is_async)
     async with stack.context() as db:
         yield db
-
-
-def a_user(n: int = 1) -> UserDb:
-    return UserDb(name=f"User {n}", email=f"user{n}@example.com")
 
 
 async def costs(users: UserRepositoryAsync, count: Callable[[Awaitable[Any]], Awaitable[int]]) -> Counts:
@@ -242,7 +237,7 @@ async def bare_costs(url: str, is_async: bool, count: Callable[[Awaitable[Any]],
     return found
 
 
-@MARIADB
+@MYSQL
 async def test_mariadb_takes_no_more_round_trips_than_a_bare_session(
     stack: Stack, db: DbContextAsync, users: UserRepositoryAsync, proxy: Proxy
 ) -> None:
@@ -365,17 +360,9 @@ PACKAGES = {
 def test_the_demo_imports_the_drivers_of_its_own_database_only(
     new_url: Callable[[str], str], driver: str, drivers: set[str]
 ) -> None:
-    root = Path(__file__).parent.parent
-    run = "import json, runpy, sys; runpy.run_path('main.py', run_name='__main__'); print(json.dumps([*sys.modules]))"
-    result = subprocess.run(
-        [sys.executable, "-c", run],
-        cwd=root,
-        env={**os.environ, "DB_CONNECTION_STRING": new_url(driver)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    modules = {name.partition(".")[0] for name in json.loads(result.stdout.splitlines()[-1])}
-    ours = {path.stem for path in root.iterdir()} | {"__main__"}
+    code = "import json, runpy, sys; runpy.run_path('main.py', run_name='__main__'); print(json.dumps([*sys.modules]))"
+    out = run(Command((sys.executable, "-c", code), to(new_url(driver)))).succeeded()
+    modules = {name.partition(".")[0] for name in json.loads(out.splitlines()[-1])}
+    ours = {path.stem for path in ROOT.iterdir()} | {"__main__"}
     assert {name for name in modules - sys.stdlib_module_names - ours if not name.startswith("_")} <= PACKAGES | drivers
     assert drivers <= modules

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from sqlalchemy import func, make_url, select
+from sqlalchemy import URL, func, make_url, select
 from sqlalchemy.exc import ArgumentError
 
 from database.context import DbContext
@@ -65,8 +65,8 @@ def at_once(*commands: Command) -> list[Outcome]:
         return list(pool.map(run, commands))
 
 
-def to(url: str) -> dict[str, str]:
-    return {"DB_CONNECTION_STRING": url}
+def to(url: str | URL) -> dict[str, str]:
+    return {"DB_CONNECTION_STRING": url if isinstance(url, str) else url.render_as_string(hide_password=False)}
 
 
 def reading(url: str) -> DbContext:
@@ -115,8 +115,7 @@ def test_runs_again_and_again_on_every_driver_from_any_folder(
 ) -> None:
     url = new_url(drivers[0])
     for driver in drivers:
-        variables = to(make_url(url).set(drivername=driver).render_as_string(hide_password=False))
-        assert_told(run(Command(MAIN, variables, tmp_path)))
+        assert_told(run(Command(MAIN, to(make_url(url).set(drivername=driver)), tmp_path)))
     assert_nobody_left(url)
 
 
@@ -138,7 +137,7 @@ def test_prints_no_password(new_url: Callable[[str], str]) -> None:
     """A URL may carry it among its options too."""
     first, second = [make_url(new_url("postgresql+asyncpg")) for _ in range(2)]
     urls = (first.set(password=SECRET), second.update_query_dict({"password": SECRET}))
-    for outcome in at_once(*[Command(MAIN, to(url.render_as_string(hide_password=False))) for url in urls]):
+    for outcome in at_once(*[Command(MAIN, to(url)) for url in urls]):
         assert_told(outcome)
         assert SECRET not in outcome.out
 
@@ -197,13 +196,13 @@ def test_a_port_left_out_is_named_too(driver: str, port: int) -> None:
 
 def test_a_database_that_does_not_exist(new_url: Callable[[str], str]) -> None:
     urls = [make_url(new_url(driver)).set(database="nowhere") for driver in ("postgresql+asyncpg", "mysql+aiomysql")]
-    commands = [Command(MAIN, to(url.render_as_string(hide_password=False))) for url in urls]
+    commands = [Command(MAIN, to(url)) for url in urls]
     for url, outcome in zip(urls, at_once(*commands), strict=True):
         assert_explained(outcome, f"nowhere at {url.host}:{url.port}:", "DB_CONNECTION_STRING")
 
 
 def test_a_wrong_password(new_url: Callable[[str], str]) -> None:
-    url = make_url(new_url("mysql+aiomysql")).set(password=SECRET).render_as_string(hide_password=False)
+    url = make_url(new_url("mysql+aiomysql")).set(password=SECRET)
     assert_explained(run(Command(MAIN, to(url))), "Access denied", "DB_CONNECTION_STRING")
 
 

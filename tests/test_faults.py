@@ -18,10 +18,11 @@ from database.context import DbContext
 from database.context_async import DbContextAsync
 from database.models import UserDb
 from database.shared import can_repeat
-from tests.conftest import DRIVERS, NO_MARIADB, SYNC, missing, running
+from tests.conftest import DRIVERS, SYNC, running
 from tests.servers import MariaDB, Postgres, Server
-from tests.stacks import AwaitableContext, Stack, scalars, sync_engine
-from tests.test_traps import ASYNC, MYSQL, a_user, elsewhere, names, settle, until
+from tests.stacks import AwaitableContext, Stack, pool, scalars
+from tests.test_contract import a_user
+from tests.test_traps import ASYNC, MYSQL, elsewhere, names, settle, until
 
 SERVERS = [name for name, (driver, _) in DRIVERS.items() if "sqlite" not in driver]
 ON_A_SERVER = pytest.mark.parametrize("stack", SERVERS, indirect=True)
@@ -30,24 +31,10 @@ WARM = 4  # connections in the pool
 type Call = Callable[[Stack, DbContextAsync], Awaitable[None]]
 
 
-@pytest.fixture(scope="module")
-def own_postgres() -> Iterator[Server]:
-    with running(Postgres) as server:
+@pytest.fixture(scope="module", params=[Postgres, MariaDB], ids=["postgresql", "mysql"])
+def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    with running(request.param) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def own_mariadb() -> Iterator[Server]:
-    if not MariaDB.program("mariadbd"):
-        missing(NO_MARIADB)
-    with running(MariaDB) as server:
-        yield server
-
-
-@pytest.fixture(params=["postgresql", "mysql"])
-def own_server(request: pytest.FixtureRequest) -> Server:
-    server: Server = request.getfixturevalue("own_postgres" if request.param == "postgresql" else "own_mariadb")
-    return server
 
 
 async def read(stack: Stack, db: DbContextAsync) -> None:
@@ -114,7 +101,7 @@ class TestBetweenCalls:
                     async with AsyncExitStack() as at_once:
                         for _ in range(WARM):
                             await read(stack, await at_once.enter_async_context(db.transaction()))
-                    assert sync_engine(db).pool.checkedin() == WARM  # type: ignore[attr-defined]  # it is a QueuePool
+                    assert pool(db).checkedin() == WARM
                     warmed.append((call, stack, db))
             yield warmed
 
@@ -217,7 +204,7 @@ async def test_200_tasks_most_of_them_cancelled_leave_the_pool_whole(stack: Stac
     async with stack.context(pool_size=size, max_overflow=overflow) as db:
         await asyncio.gather(*(work_until(n, chance.uniform(0, 0.3) if n % 5 else None) for n in range(200)))
         await settle()
-        assert sync_engine(db).pool.checkedout() == 0  # type: ignore[attr-defined]  # it is a QueuePool
+        assert pool(db).checkedout() == 0
         stored = sorted(int(user.name.removeprefix("User ")) for user in await stack.users(db).get_page(limit=1000))
         assert set(returned) <= set(stored)
         assert {n for n in range(0, 200, 5) if n % 3 < 2} - refused <= set(returned), "nobody else was disturbed"

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-import subprocess
 import sys
 import time
 import traceback
@@ -29,17 +28,14 @@ from repositories.user_repository import UserRepository
 from repositories.user_repository_async import UserRepositoryAsync
 from tests.conftest import DRIVERS
 from tests.servers import Server
-from tests.stacks import Stack, scalars, sync_engine
+from tests.stacks import Stack, pool, scalars, sync_engine
+from tests.test_contract import a_user
+from tests.test_demo import Command, run
 
-ROOT = Path(__file__).parent.parent
 SQLITE = pytest.mark.parametrize("stack", ["sqlite", "aiosqlite"], indirect=True)
 ASYNC = pytest.mark.parametrize("stack", [name for name, (_, is_async) in DRIVERS.items() if is_async], indirect=True)
 MYSQL = pytest.mark.parametrize("stack", ["pymysql", "aiomysql", "asyncmy"], indirect=True)
 PAYDAY = date(2026, 1, 31)
-
-
-def a_user(n: int = 1, **values: Any) -> UserDb:
-    return UserDb(**{"name": f"User {n}", "email": f"user{n}@example.com", **values})
 
 
 async def names(stack: Stack) -> list[str]:
@@ -311,7 +307,7 @@ class TestNothingPersonal:
         caplog.set_level(logging.INFO)
         url = make_url(new_url(driver)).set(password="sesame", username="nobody-knows")
         for address in (url.set(database="nowhere"), url.set(port=1)):
-            stack = Stack(address.render_as_string(hide_password=False), is_async=is_async)
+            stack = Stack(address, is_async=is_async)
             async with stack.context(echo=True) as db:
                 # SQLAlchemy 2.0 leaves asyncpg's errors as they are while it connects
                 with pytest.raises((DBAPIError, OSError, PostgresError)) as caught:
@@ -369,10 +365,9 @@ except ValueError as error:
 @ASYNC
 def test_an_async_script_ends_without_a_word(stack: Stack) -> None:
     """No unclosed connection, no "Event loop is closed": a context disposes its engine, after an error too."""
-    command = [sys.executable, "-W", "error", "-c", SCRIPT, stack.url]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ran.stderr == ""
-    assert ran.stdout == "invalid literal for int() with base 10: 'one'\n"
+    ran = run(Command((sys.executable, "-W", "error", "-c", SCRIPT, stack.url), {}))
+    assert ran.err == ""
+    assert ran.out == "invalid literal for int() with base 10: 'one'\n"
 
 
 # A connection whose opening is cancelled is left to the garbage collector: https://github.com/omnilib/aiosqlite/issues/259
@@ -395,7 +390,7 @@ async def test_a_cancelled_task_leaks_no_connection(stack: Stack, db: DbContextA
                     await asyncio.sleep(0)
                 task.cancel()
                 await settle()
-                assert sync_engine(db).pool.checkedout() == 0  # type: ignore[attr-defined]  # it is a QueuePool
+                assert pool(db).checkedout() == 0
             if await users.get_by_email("user1@example.com"):
                 break  # the work was done before it was cancelled: there is no later moment
         assert [found.name for found in await users.get_page(limit=1)] == ["User 0"]
@@ -498,7 +493,7 @@ class TestMisuse:
         for n in range(3):
             await ends(stack, stack.users(db).create(a_user(n)))
         assert await names(stack) == ["User 0", "User 1", "User 2"], "what comes after is stored"
-        assert sync_engine(db).pool.checkedout() == 0  # type: ignore[attr-defined]  # it is a QueuePool
+        assert pool(db).checkedout() == 0
 
     @ASYNC
     async def test_a_transaction_cancelled_while_somebody_uses_it_stores_nothing(
@@ -581,7 +576,7 @@ class TestMisuse:
                 with pytest.raises(InvalidRequestError, match=r"has ended|is closed"):
                     await call
         assert await names(stack) == ([] if error else ["User 1"])
-        assert sync_engine(db).pool.checkedout() == 0  # type: ignore[attr-defined]  # it is a QueuePool
+        assert pool(db).checkedout() == 0
 
     async def test_a_session_left_open_in_a_transaction_is_told(self, stack: Stack, db: DbContextAsync) -> None:
         with pytest.raises(InvalidRequestError, match="has ended, or another task, thread"):

@@ -19,6 +19,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelAsyncSession
 from database.context import DbContext
 from database.context_async import DbContextAsync
 from database.models import UserDb
+from database.shared import set_up_sqlite
 from repositories.user_repository import UserRepository
 from repositories.user_repository_async import UserRepositoryAsync
 from tests.benchmarks import POOL_SIZE, Peer, values
@@ -33,16 +34,8 @@ def engine_options(url: URL) -> dict[str, Any]:
 
 
 def set_up(engine: Engine) -> None:
-    """Turn on foreign keys, as the template does; the file is in WAL mode already."""
-
-    def connected(connection: Any, _: object) -> None:
-        cursor = connection.cursor()
-        for statement in ("COMMIT", "PRAGMA foreign_keys = ON", "BEGIN"):
-            cursor.execute(statement)
-        cursor.close()
-
     if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", connected)
+        event.listen(engine, "connect", set_up_sqlite)
 
 
 def page(after: int) -> Any:
