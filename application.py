@@ -13,23 +13,15 @@ from repositories.user_repository_async import UserRepositoryAsync
 async def run(users: UserRepositoryAsync) -> None:
     """Create, read, update and delete a user, and print each step. Leaves nothing behind, so it can run any time."""
     tag = uuid4().hex[:8]  # two demos may run at once
+    account = TaxAccount(number=f"TAX-{tag}")
+    salaries = [Salary(amount=Decimal(amount), paid_on=date(2026, 1, 31)) for amount in ("4200.00", "150.50")]
 
-    ada = await users.create(
-        UserDb(
-            name="Ada Lovelace",
-            email=f"Ada.{tag}@example.com",
-            tax_account=TaxAccount(number=f"TAX-{tag}"),
-            salaries=[
-                Salary(amount=Decimal("4200.00"), paid_on=date(2026, 1, 31)),
-                Salary(amount=Decimal("4350.50"), paid_on=date(2026, 2, 28)),
-            ],
-        )
-    )
+    ada = UserDb(name="Ada Lovelace", email=f"Ada.{tag}@example.com", tax_account=account, salaries=salaries)
+    await users.create(ada)
     print(f"Created  user {ada.id}: {ada.name} <{ada.email}>")
 
     found = await users.get_by_email(ada.email.upper(), selectinload(UserDb.tax_account), selectinload(UserDb.salaries))
-    if found is None or found.tax_account is None:
-        raise LookupError(f"user {ada.id} was stored and is not there")
+    assert found and found.tax_account
     paid = " + ".join(str(salary.amount) for salary in found.salaries)
     print(f"Read     user {found.id} by e-mail: tax account {found.tax_account.number}, salaries {paid}")
 
@@ -41,7 +33,5 @@ async def run(users: UserRepositoryAsync) -> None:
     print(f"Listed   {len(page)} user(s) from id {found.id} on: {', '.join(user.name for user in page)}")
 
     deleted = await users.delete(found.id)
-    gone = await users.get_by_id(found.id) is None
-    print(
-        f"Deleted  user {found.id}: {'gone' if deleted and gone else 'still there'}, tax account and salaries with it"
-    )
+    gone = deleted and await users.get_by_id(found.id) is None
+    print(f"Deleted  user {found.id}: {'gone' if gone else 'still there'}, tax account and salaries with it")

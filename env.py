@@ -5,18 +5,13 @@ MySQL:       mysql+aiomysql://user:password@host:3306/name
 """
 
 import os
+import re
 
 DB_CONNECTION_STRING = os.environ.get("DB_CONNECTION_STRING", "sqlite+aiosqlite:///example.db")
 
-# The sync stack and Alembic need a sync driver: the same database through the driver's sync counterpart.
-_SYNC_DRIVERS = {"+aiosqlite": "", "+asyncpg": "+psycopg", "+aiomysql": "+pymysql", "+asyncmy": "+pymysql"}
-
-
-def _sync(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    for async_driver, sync_driver in _SYNC_DRIVERS.items():
-        scheme = scheme.replace(async_driver, sync_driver)
-    return scheme + separator + rest
-
-
-DB_SYNC_CONNECTION_STRING = os.environ.get("DB_SYNC_CONNECTION_STRING", _sync(DB_CONNECTION_STRING))
+# For the sync stack and Alembic: the same database through the sync driver. psycopg is both, and stays.
+SYNC_DRIVERS = {"+aiosqlite": "", "+asyncpg": "+psycopg", "+aiomysql": "+pymysql", "+asyncmy": "+pymysql"}
+DB_SYNC_CONNECTION_STRING = os.environ.get(
+    "DB_SYNC_CONNECTION_STRING",
+    re.sub(r"^(\w+)(\+\w+)", lambda url: url[1] + SYNC_DRIVERS.get(url[2], url[2]), DB_CONNECTION_STRING),
+)

@@ -1,0 +1,80 @@
+"""Create, read, update and delete for any model, in sync code. repository_async.py is the same with async and await."""
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+from sqlalchemy import CursorResult, Select
+from sqlalchemy.orm.interfaces import ORMOption
+
+from database.base import MAX_ID, Base, check_new, check_read
+from database.context import DbContext, DbTransaction
+from repositories import statements
+
+
+class Repository[Row: Base]:
+    """The rows of one model; each call is a transaction of its own, or a part of yours.
+
+    class CompanyRepository(Repository[Company]):
+        model = Company
+
+    acme = CompanyRepository(db).create(Company(name="Acme"))
+
+    Options are SQLAlchemy loader options: a relationship that no option loads raises InvalidRequestError when read.
+    """
+
+    model: type[Row]
+
+    def __init__(self, db: DbContext | DbTransaction) -> None:
+        self.db = db
+
+    def create(self, row: Row) -> Row:
+        """Store a new row and its children, and return it with its id. Raises IntegrityError for a duplicate."""
+        return (self.create_many([row]))[0]
+
+    def create_many(self, rows: Iterable[Row]) -> list[Row]:
+        """Store all of these new rows or none, and return them with their ids."""
+        rows = list(rows)
+        with self.db.session() as session:
+            check_new(rows)
+            session.add_all(rows)
+        return rows
+
+    def get_by_id(self, id: int, *options: ORMOption) -> Row | None:
+        """Return the row, or None if there is none."""
+        rows = self.read(statements.by_id(self.model), *options, id=id) if abs(id) <= MAX_ID else []
+        return rows[0] if rows else None
+
+    def get_page(self, *options: ORMOption, after_id: int = 0, limit: int = 100) -> list[Row]:
+        """Return up to limit rows in id order, from the first id after after_id; raises ValueError for a limit below 1.
+
+        Every page costs the same, however far: page = companies.get_page(after_id=page[-1].id)
+        """
+        if limit < 1:
+            raise ValueError("limit must be at least 1")
+        after_id = max(-MAX_ID, min(after_id, MAX_ID))
+        return self.read(statements.page(self.model), *options, after_id=after_id, limit=min(limit, MAX_ID))
+
+    def update(self, row: Row) -> Row:
+        """Write what changed, children included, and return the same object.
+
+        Raises StaleDataError if somebody changed or deleted it since it was read, InvalidRequestError if it is spent.
+        """
+        with self.db.session() as session:
+            check_read(row)  # in here: what is refused is not attached, and not stored by the commit
+            session.add(row)
+        return row
+
+    def delete(self, id: int) -> bool:
+        """Delete the row, and what the database deletes with it; return whether there was one."""
+        if abs(id) > MAX_ID:
+            return False
+        with self.db.session() as session:
+            result = session.execute(statements.delete_by_id(self.model), {"id": id})
+            return cast(CursorResult[Any], result).rowcount > 0
+
+    def read(self, query: Select[Any], *options: ORMOption, **values: Any) -> list[Row]:
+        """Return the rows of a query of your own, as the database has them now, also in a transaction."""
+        with self.db.read_session() as session:
+            query = query.options(*options) if options else query
+            rows = session.scalars(query, values, execution_options={"populate_existing": True})
+            return list(rows.unique())
