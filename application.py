@@ -16,12 +16,13 @@ async def run(users: UserRepositoryAsync) -> None:
     account = TaxAccount(number=f"TAX-{tag}")
     salaries = [Salary(amount=Decimal(amount), paid_on=date(2026, 1, 31)) for amount in ("4200.00", "150.50")]
 
-    ada = UserDb(name="Ada Lovelace", email=f"Ada.{tag}@example.com", tax_account=account, salaries=salaries)
-    await users.create(ada)
+    user = UserDb(name="Ada Lovelace", email=f"Ada.{tag}@example.com", tax_account=account, salaries=salaries)
+    ada = await users.create(user)
     print(f"Created  user {ada.id}: {ada.name} <{ada.email}>")
 
     found = await users.get_by_email(ada.email.upper(), selectinload(UserDb.tax_account), selectinload(UserDb.salaries))
-    assert found and found.tax_account
+    assert found is not None
+    assert found.tax_account is not None
     paid = " + ".join(str(salary.amount) for salary in found.salaries)
     print(f"Read     user {found.id} by e-mail: tax account {found.tax_account.number}, salaries {paid}")
 
@@ -32,6 +33,5 @@ async def run(users: UserRepositoryAsync) -> None:
     page = await users.get_page(after_id=found.id - 1, limit=10)
     print(f"Listed   {len(page)} user(s) from id {found.id} on: {', '.join(user.name for user in page)}")
 
-    deleted = await users.delete(found.id)
-    gone = deleted and await users.get_by_id(found.id) is None
+    gone = await users.delete(found.id) and await users.get_by_id(found.id) is None
     print(f"Deleted  user {found.id}: {'gone' if gone else 'still there'}, tax account and salaries with it")

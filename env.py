@@ -11,7 +11,5 @@ DB_CONNECTION_STRING = os.environ.get("DB_CONNECTION_STRING", "sqlite+aiosqlite:
 
 # For the sync stack and Alembic: the same database through the sync driver. psycopg is both, and stays.
 SYNC_DRIVERS = {"+aiosqlite": "", "+asyncpg": "+psycopg", "+aiomysql": "+pymysql", "+asyncmy": "+pymysql"}
-DB_SYNC_CONNECTION_STRING = os.environ.get(
-    "DB_SYNC_CONNECTION_STRING",
-    re.sub(r"^(\w+)(\+\w+)", lambda url: url[1] + SYNC_DRIVERS.get(url[2], url[2]), DB_CONNECTION_STRING),
-)
+sync_url = re.sub(r"^(\w+)(\+\w+)", lambda url: url[1] + SYNC_DRIVERS.get(url[2], url[2]), DB_CONNECTION_STRING)
+DB_SYNC_CONNECTION_STRING = os.environ.get("DB_SYNC_CONNECTION_STRING", sync_url)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
 import application
 import composition_root
@@ -15,12 +15,13 @@ from database.engine import explain
 
 
 async def run() -> None:
-    async with composition_root.create_db_async() as db:
-        try:
-            async with db.engine.connect():
-                print(f"Database {db.engine.url.set(query={})}: schema at head")  # the password prints as ***
-        except Exception as error:  # whatever the driver raises: some have exceptions of their own
-            sys.exit(explain(error, db.engine.url))
+    try:
+        db = composition_root.create_db_async()
+        async with db.engine.connect():
+            print(f"Database {db.engine.url.set(query={})}: schema at head")  # the password prints as ***
+    except Exception as error:  # whatever the driver raises: some have exceptions of their own
+        sys.exit(explain(error, env.DB_CONNECTION_STRING))
+    async with db:
         await application.run(composition_root.create_user_repository_async(db))
 
 
@@ -28,5 +29,5 @@ if __name__ == "__main__":
     try:
         command.upgrade(Config(Path(__file__).with_name("alembic.ini")), "head")
         asyncio.run(run())
-    except (SQLAlchemyError, OSError, ImportError) as error:  # which URL of the two: the database is the same
+    except (DBAPIError, OSError) as error:
         sys.exit(explain(error, env.DB_CONNECTION_STRING))

@@ -1,7 +1,6 @@
 """What every table has: an id, a version, names for its constraints; and checks for values and rows."""
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import BigInteger, Integer, MetaData, Table, event, inspect
@@ -12,9 +11,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 Id = BigInteger().with_variant(Integer, "sqlite")
 MAX_ID = 2**63 - 1
 
+# Else SQLite gives the id of a deleted row to the next one, and MySQL's set-up decides whether é equals e.
 TABLE_OPTIONS: dict[str, Any] = {
-    "sqlite_autoincrement": True,  # else the id of a deleted row goes to the next one
-    # else the server's set-up decides: é may equal e, and an emoji be refused
+    "sqlite_autoincrement": True,
     **dict.fromkeys(("mysql_charset", "mariadb_charset"), "utf8mb4"),
     **dict.fromkeys(("mysql_collate", "mariadb_collate"), "utf8mb4_bin"),
 }
@@ -50,7 +49,7 @@ class Base(DeclarativeBase):
         return f"{type(self).__name__}(id={identity[0] if identity else None})"
 
 
-def check_new(rows: Iterable[Base]) -> None:
+def check_new(*rows: Base) -> None:
     """Raise InvalidRequestError for a row that was stored before, also if that was rolled back."""
     for row in rows:
         if inspect(row).key or "version" not in inspect(row).unloaded:
@@ -58,12 +57,11 @@ def check_new(rows: Iterable[Base]) -> None:
 
 
 def check_read(row: Base) -> None:
-    """Raise InvalidRequestError for a row that is new, spent by an error, or read without its version."""
+    """Raise InvalidRequestError for a row, or child of one, that is new, spent by an error, or read without version."""
     if not inspect(row).key or "version" in inspect(row).unloaded:
         raise InvalidRequestError(f"{row} is new, spent by an error, or read without its version: read it first")
 
 
-# children, which update() doesn't see
 event.listen(Base, "before_update", lambda _mapper, _connection, row: check_read(row), propagate=True)
 
 

@@ -7,13 +7,10 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
 from sqlalchemy import URL, create_engine
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.orm.exc import StaleDataError
 
 from database.base import Base
-from database.engine import can_repeat, engine_options, read_sessions
-from database.listeners import listen
+from database.engine import REPEATABLE, can_repeat, engine_options, set_up
 from database.turn import Turn
 
 
@@ -53,24 +50,29 @@ class DbTransaction:
             finally:
                 if not self._turn.ended:  # a call that never ends, or the wait was cancelled: this makes COMMIT raise
                     connection.invalidate()
-        self._turn.check(self._turn.ended and self._session.in_transaction())
+        self._turn.check(self._turn.ended and self._session.in_transaction() and self._session.is_active)
 
 
 class DbContext(AbstractContextManager["DbContext"]):
-    """One engine and its sessions, made once and shared by all threads.
+    """One engine and its sessions, made once and shared by all threads. The options go to create_engine.
 
     with DbContext("sqlite:///example.db") as db:
         acme = CompanyRepository(db).get_by_id(1)
-
-    Further options go to create_engine and win over the defaults. Raises ArgumentError for what is no URL.
     """
 
     def __init__(self, url: str | URL, **options: Any) -> None:
         self.engine = create_engine(**engine_options(url, options, is_async=False))
-        listen(self.engine)
         self.sessionmaker = sessionmaker(self.engine, expire_on_commit=False)  # objects outlive their session
-        self.session = self.sessionmaker.begin  # commits at the end of its block, rolls back on any exception
-        self.read_session = read_sessions(self.engine, options)
+        self.dispose = self.engine.dispose  # closes the pooled connections; a context used after that opens new ones
+        self.read_session = set_up(self.engine, options)
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """Yield a new session: commits at the end of the block, rolls back on any exception."""
+        with self.sessionmaker.begin() as session:
+            yield session
+            if session.in_transaction():
+                session.commit()  # begin() alone says nothing after a failed flush that was caught
 
     @contextmanager
     def transaction(self) -> Iterator[DbTransaction]:
@@ -89,8 +91,7 @@ class DbContext(AbstractContextManager["DbContext"]):
     def run[T](self, work: Callable[[DbTransaction], T], attempts: int = 10) -> T:
         """Return work(tx), run in a transaction, and run again when the database says "conflict, try again".
 
-        That is a deadlock, a serialization failure, a row changed since work read it, or a connection lost before
-        COMMIT. So work reads what it changes, and does nothing outside the database. The last error comes out.
+        That is a deadlock, serialization failure, stale row, or connection lost before COMMIT: work must be repeatable.
         """
         committing = False
         try:
@@ -98,7 +99,7 @@ class DbContext(AbstractContextManager["DbContext"]):
                 result = work(tx)
                 committing = True
             return result
-        except (DBAPIError, StaleDataError) as error:
+        except REPEATABLE as error:
             if attempts <= 1 or not can_repeat(error, committing=committing):
                 raise
         time.sleep(random.uniform(0, 1 / attempts))  # seconds, ever more; by chance, so that rivals part
@@ -113,10 +114,6 @@ class DbContext(AbstractContextManager["DbContext"]):
         """Drop the tables of the models and all that is in them."""
         with self.engine.begin() as connection:
             Base.metadata.drop_all(connection)
-
-    def dispose(self) -> None:
-        """Close the pooled connections. A context used after that opens new ones."""
-        self.engine.dispose()
 
     def __exit__(self, *_: object) -> None:
         self.dispose()

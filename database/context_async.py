@@ -7,13 +7,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Self
 
 from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm.exc import StaleDataError
 
 from database.base import Base
-from database.engine import can_repeat, engine_options, read_sessions
-from database.listeners import listen
+from database.engine import REPEATABLE, can_repeat, engine_options, set_up
 from database.turn import Turn
 
 
@@ -53,25 +50,30 @@ class DbTransactionAsync:
             finally:
                 if not self._turn.ended:  # a call that never ends, or the wait was cancelled: this makes COMMIT raise
                     await connection.invalidate()
-        self._turn.check(self._turn.ended and self._session.in_transaction())
+        self._turn.check(self._turn.ended and self._session.in_transaction() and self._session.is_active)
 
 
 class DbContextAsync(AbstractAsyncContextManager["DbContextAsync"]):
-    """One engine and its sessions, made once and shared by all tasks.
+    """One engine and its sessions, made once and shared by all tasks. The options go to create_async_engine.
 
     async with DbContextAsync("sqlite+aiosqlite:///example.db") as db:
         acme = await CompanyRepositoryAsync(db).get_by_id(1)
-
-    Further options go to create_async_engine and win over the defaults. Raises ArgumentError for what is no URL.
     """
 
     def __init__(self, url: str | URL, **options: Any) -> None:
         self.engine = create_async_engine(**engine_options(url, options, is_async=True))
-        listen(self.engine.sync_engine)
         self.sessionmaker = async_sessionmaker(self.engine, expire_on_commit=False)  # objects outlive their session
-        self.session = self.sessionmaker.begin  # commits at the end of its block, rolls back on any exception
-        readers = read_sessions(self.engine.sync_engine, options)
+        self.dispose = self.engine.dispose  # closes the pooled connections; a context used after that opens new ones
+        readers = set_up(self.engine.sync_engine, options)
         self.read_session = async_sessionmaker(self.engine, sync_session_class=readers)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """Yield a new session: commits at the end of the block, rolls back on any exception."""
+        async with self.sessionmaker.begin() as session:
+            yield session
+            if session.in_transaction():
+                await session.commit()  # begin() alone says nothing after a failed flush that was caught
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[DbTransactionAsync]:
@@ -90,8 +92,7 @@ class DbContextAsync(AbstractAsyncContextManager["DbContextAsync"]):
     async def run[T](self, work: Callable[[DbTransactionAsync], Awaitable[T]], attempts: int = 10) -> T:
         """Return work(tx), run in a transaction, and run again when the database says "conflict, try again".
 
-        That is a deadlock, a serialization failure, a row changed since work read it, or a connection lost before
-        COMMIT. So work reads what it changes, and does nothing outside the database. The last error comes out.
+        That is a deadlock, serialization failure, stale row, or connection lost before COMMIT: work must be repeatable.
         """
         committing = False
         try:
@@ -99,7 +100,7 @@ class DbContextAsync(AbstractAsyncContextManager["DbContextAsync"]):
                 result = await work(tx)
                 committing = True
             return result
-        except (DBAPIError, StaleDataError) as error:
+        except REPEATABLE as error:
             if attempts <= 1 or not can_repeat(error, committing=committing):
                 raise
         await asyncio.sleep(random.uniform(0, 1 / attempts))  # seconds, ever more; by chance, so that rivals part
@@ -114,10 +115,6 @@ class DbContextAsync(AbstractAsyncContextManager["DbContextAsync"]):
         """Drop the tables of the models and all that is in them."""
         async with self.engine.begin() as connection:
             await connection.run_sync(Base.metadata.drop_all)
-
-    async def dispose(self) -> None:
-        """Close the pooled connections. A context used after that opens new ones."""
-        await self.engine.dispose()
 
     async def __aexit__(self, *_: object) -> None:
         await self.dispose()

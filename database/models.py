@@ -11,10 +11,8 @@ from database.base import Base, Id, check_text
 
 # SQLite has no decimals, only floats: twelve digits are exact there and back, without SQLAlchemy's warning.
 Money = Numeric(12, 2).with_variant(Float(asdecimal=True, decimal_return_scale=2), "sqlite")
-MAX_AMOUNT = Decimal("9999999999.99")
 
-# lazy="raise": what no option loaded says so, in sync and async code alike.
-# passive_deletes: the database's ON DELETE CASCADE deletes the children, without reading them first.
+# lazy="raise": what no option loaded says so, in both stacks. passive_deletes: ON DELETE CASCADE deletes the children.
 OWNED: dict[str, Any] = {"cascade": "all, delete-orphan", "passive_deletes": True, "lazy": "raise"}
 
 
@@ -43,8 +41,8 @@ class Salary(Base):
     @validates("amount")
     def check_amount(self, key: str, value: Decimal | int) -> Decimal:
         amount = Decimal(value) if isinstance(value, Decimal | int) else Decimal("NaN")
-        if not amount.is_finite() or not 0 <= amount <= MAX_AMOUNT or amount != round(amount, 2):
-            raise ValueError(f"{key} must be a Decimal from 0 to {MAX_AMOUNT} with two places at most")
+        if not amount.is_finite() or not 0 <= amount <= Decimal("9999999999.99") or amount != round(amount, 2):
+            raise ValueError(f"{key} must be a Decimal from 0 to 9999999999.99 with two places at most")
         return round(amount, 2)
 
     @validates("paid_on")
@@ -62,7 +60,6 @@ class UserDb(Base):
     name: Mapped[str] = mapped_column(String(100))
     email: Mapped[str] = mapped_column(String(254), unique=True)
 
-    # No way back from child to user: update(user) would not see what was set there.
     tax_account: Mapped[TaxAccount | None] = relationship(**OWNED)
     salaries: Mapped[list[Salary]] = relationship(**OWNED, order_by=Salary.id)
 

@@ -6,7 +6,7 @@ from threading import Lock
 
 from sqlalchemy.exc import InvalidRequestError
 
-FAILED = "A call in this transaction failed, or ended it by hand. What may fail goes into an inner transaction()."
+FAILED = "A call in this transaction failed, or ended it. What may fail goes into an inner transaction()."
 IN_USE = "This transaction has ended, or is in use: each task, thread and inner transaction uses one of its own."
 
 
@@ -35,8 +35,8 @@ class Turn:
             if taken:
                 self.lock.release()
 
-    def check(self, in_transaction: bool = True) -> None:
-        if self.failure or not in_transaction:
+    def check(self, is_whole: bool = True) -> None:
+        if self.failure or not is_whole:
             raise InvalidRequestError(FAILED) from self.failure
 
     def end(self) -> Iterator[None]:

@@ -35,30 +35,24 @@ class RepositoryAsync[Row: Base]:
         """Store all of these new rows or none, and return them with their ids."""
         rows = list(rows)
         async with self.db.session() as session:
-            check_new(rows)
+            check_new(*rows)
             session.add_all(rows)
         return rows
 
     async def get_by_id(self, id: int, *options: ORMOption) -> Row | None:
         """Return the row, or None if there is none."""
         rows = await self.read(statements.by_id(self.model), *options, id=id) if abs(id) <= MAX_ID else []
-        return rows[0] if rows else None
+        return next(iter(rows), None)
 
     async def get_page(self, *options: ORMOption, after_id: int = 0, limit: int = 100) -> list[Row]:
-        """Return up to limit rows in id order, from the first id after after_id; raises ValueError for a limit below 1.
-
-        Every page costs the same, however far: page = await companies.get_page(after_id=page[-1].id)
-        """
+        """Return up to limit rows with an id beyond after_id, in id order; every page costs the same, however far."""
         if limit < 1:
             raise ValueError("limit must be at least 1")
         after_id = max(-MAX_ID, min(after_id, MAX_ID))
         return await self.read(statements.page(self.model), *options, after_id=after_id, limit=min(limit, MAX_ID))
 
     async def update(self, row: Row) -> Row:
-        """Write what changed, children included, and return the same object.
-
-        Raises StaleDataError if somebody changed or deleted it since it was read, InvalidRequestError if it is spent.
-        """
+        """Write changes, children's too. Raises StaleDataError if others were faster, InvalidRequestError if spent."""
         async with self.db.session() as session:
             check_read(row)  # in here: what is refused is not attached, and not stored by the commit
             session.add(row)

@@ -1,12 +1,10 @@
 """Users in the database, for sync code. user_repository_async.py is the same with async and await."""
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import select
 from sqlalchemy.orm.interfaces import ORMOption
 
 from database.models import UserDb
 from repositories.repository import Repository
-
-BY_EMAIL = select(UserDb).where(UserDb.email == bindparam("email"))
 
 
 class UserRepository(Repository[UserDb]):
@@ -16,5 +14,5 @@ class UserRepository(Repository[UserDb]):
 
     def get_by_email(self, email: str, *options: ORMOption) -> UserDb | None:
         """Return the user with this e-mail address, in any case of letters, or None."""
-        users = self.read(BY_EMAIL, *options, email=email.strip().lower())
-        return users[0] if users else None
+        query = select(UserDb).where(UserDb.email == email.strip().lower())
+        return next(iter(self.read(query, *options)), None)

@@ -12,7 +12,7 @@ import database.models  # noqa: F401  # its tables join Base.metadata
 import env
 from database.base import Base
 from database.engine import engine_options, explain
-from database.listeners import connect_in_time
+from database.listeners import connect_in_time, note_failure
 
 # Several processes may bring the schema to head at once: one after the other.
 LOCKS = {
@@ -32,32 +32,32 @@ def keep_options(table: Table, _: MetaData) -> None:
 if context.config.cmd_opts:  # run as a command; an application that calls Alembic has a logging set-up of its own
     fileConfig(str(context.config.config_file_name), disable_existing_loggers=False)
 
-is_offline = context.is_offline_mode()
 try:
-    # Not through alembic.ini: a % in a password would be an interpolation there.
-    # Not the application's engine: with foreign keys on, dropping the table that was copied would delete the children.
+    # Not through alembic.ini: a % in a password would be an interpolation there. Not with the application's hooks: with
+    # foreign keys on, dropping the table that batch mode copied would delete the children.
     engine = create_engine(**engine_options(env.DB_SYNC_CONNECTION_STRING, {"poolclass": NullPool}, is_async=False))
     event.listen(engine, "do_connect", connect_in_time)
-    connecting = nullcontext() if is_offline else engine.connect()
+    event.listen(engine, "handle_error", note_failure, retval=True)
+    connecting = nullcontext() if context.is_offline_mode() else engine.connect()
 except Exception as error:  # whatever the driver raises: some have exceptions of their own
     sys.exit(explain(error, env.DB_SYNC_CONNECTION_STRING))
 
-backend = engine.url.get_backend_name()
 with connecting as connection:
     context.configure(
         connection,
         engine.url,
         target_metadata=Base.metadata,
-        render_as_batch=backend == "sqlite",  # it can't alter a table, so Alembic copies it
-        transactional_ddl=True if backend == "sqlite" else None,  # a revision that fails half-way is rolled back
-        literal_binds=is_offline,
+        render_as_batch=engine.dialect.name == "sqlite",  # it can't alter a table, so Alembic copies it
+        transactional_ddl=True
+        if engine.dialect.name == "sqlite"
+        else None,  # a revision that fails half-way is rolled back
+        literal_binds=context.is_offline_mode(),
         dialect_opts={"paramstyle": "named"},  # a driver's own would double each % in an offline script
     )
     with context.begin_transaction():
-        for statement in LOCKS.get(backend, ()):
+        for statement in LOCKS.get(engine.dialect.name, ()):
             context.execute(statement)
         try:
             context.run_migrations()
         except CommandError as error:
-            advice = " Run first: alembic upgrade head" if "not up to date" in str(error) else ""
-            raise CommandError(f"{error}{advice}") from None
+            raise CommandError(f"{error} (first of all: alembic upgrade head)") from None
