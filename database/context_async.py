@@ -10,7 +10,7 @@ from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from database.base import Base
-from database.engine import REPEATABLE, can_repeat, engine_options, set_up
+from database.engine import READING, REPEATABLE, can_repeat, engine_options, set_up
 from database.turn import Turn
 
 
@@ -65,7 +65,7 @@ class DbContextAsync(AbstractAsyncContextManager["DbContextAsync"]):
         self.sessionmaker = async_sessionmaker(self.engine, expire_on_commit=False)  # objects outlive their session
         self.dispose = self.engine.dispose  # closes the pooled connections; a context used after that opens new ones
         readers = set_up(self.engine.sync_engine, options)
-        self.read_session = async_sessionmaker(self.engine, sync_session_class=readers)
+        self.read_session = async_sessionmaker(self.engine, sync_session_class=readers, **READING)
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:

@@ -16,6 +16,7 @@ CONNECT_ARGS = {"pysqlite": SQLITE, "aiosqlite": SQLITE, "asyncpg": {"timeout": 
 
 # "Try again": PostgreSQL's serialization failure and deadlock; MySQL's deadlock, lock wait timeout and changed row.
 CONFLICTS = frozenset({"40001", "40P01", 1213, 1205, 1020})
+READING: dict[str, Any] = {"expire_on_commit": False, "autoflush": False}  # a change stays one, for a later update()
 REPEATABLE = (DBAPIError, StaleDataError)
 
 
@@ -51,8 +52,8 @@ def engine_options(url: str | URL, options: dict[str, Any], *, is_async: bool) -
 def set_up(engine: Engine, options: dict[str, Any]) -> sessionmaker[Session]:
     """Attach what the database needs, and return a maker of sessions for reading, on PostgreSQL in one round trip."""
     listen(engine)
-    # what is changed there stays a change, for a later update(); what is flushed all the same is not kept: it is spent
-    sessions = sessionmaker(engine, expire_on_commit=False, autoflush=False)
+    sessions = sessionmaker(engine, **READING)
+    # what is written there is not kept, so it is spent
     event.listen(sessions, "after_flush_postexec", lambda session, _: session.expire_all())
     if engine.dialect.name == "postgresql" and "isolation_level" not in options:  # only a transaction can keep that
         autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
