@@ -1,7 +1,6 @@
 """Bring the database schema to head, then run the demo."""
 
 import asyncio
-import sys
 from pathlib import Path
 
 from alembic import command
@@ -20,7 +19,7 @@ async def run() -> None:
         async with db.engine.connect():
             print(f"Database {db.engine.url.set(query={})}: schema at head")  # the password prints as ***
     except Exception as error:  # whatever the driver raises: some have exceptions of their own
-        sys.exit(explain(error, env.DB_CONNECTION_STRING))
+        raise SystemExit(explain(error, env.DB_CONNECTION_STRING)) from None
     async with db:
         await application.run(composition_root.create_user_repository_async(db))
 
@@ -30,4 +29,4 @@ if __name__ == "__main__":
         command.upgrade(Config(Path(__file__).with_name("alembic.ini")), "head")
         asyncio.run(run())
     except (DBAPIError, OSError) as error:
-        sys.exit(explain(error, env.DB_CONNECTION_STRING))
+        raise SystemExit(explain(error, env.DB_CONNECTION_STRING)) from None

@@ -8,7 +8,7 @@ from threading import Thread
 from time import monotonic
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Engine, ExceptionContext, event
+from sqlalchemy import Connection, Dialect, Engine, ExceptionContext, PoolResetState, event
 from sqlalchemy.exc import InvalidatePoolError, InvalidRequestError
 
 from database.turn import FAILED
@@ -18,10 +18,11 @@ EXPECTED = "skip_user_error_events"  # what SQLAlchemy says of statements of its
 
 def listen(engine: Engine) -> None:
     event.listen(engine, "handle_error", note_failure, retval=True)
-    event.listen(engine, "begin", forgive)
-    event.listen(engine, "rollback_savepoint", forgive)
+    event.listen(engine, "begin", lambda c: c.info.pop("failed", None))
+    event.listen(engine, "rollback_savepoint", lambda c, *_: c.info.update(undone=c.info.pop("failed", None)))
     event.listen(engine, "savepoint", refuse_after_failure)
     event.listen(engine, "commit", refuse_after_failure)
+    event.listen(engine, "reset", roll_back_failed)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", set_up_sqlite)
         event.listen(engine, "begin", begin_immediate)
@@ -48,14 +49,16 @@ def note_failure(context: ExceptionContext) -> Any:
     return None
 
 
-def forgive(connection: Connection, *_: object) -> None:
-    connection.info["undone"] = connection.info.pop("failed", None)
-
-
 def refuse_after_failure(connection: Connection, *_: object) -> None:
     """Raise, where COMMIT would store the rest of a transaction alone; or nothing, without a word, on PostgreSQL."""
     if "failed" in connection.info:
         raise InvalidRequestError(FAILED) from connection.info["failed"]
+
+
+def roll_back_failed(connection: Any, record: Any, state: PoolResetState) -> None:
+    """Roll back after a COMMIT that fails: SQLAlchemy takes it for done, and who is next would store the rest."""
+    if "failed" in record.info and not state.terminate_only:
+        connection.rollback()
 
 
 def set_up_sqlite(connection: Any, _: object) -> None:

@@ -8,8 +8,6 @@ from repositories.repository import Repository
 
 
 class UserRepository(Repository[UserDb]):
-    """Users; their tax account and salaries are stored, updated and deleted with them."""
-
     model = UserDb
 
     def get_by_email(self, email: str, *options: ORMOption) -> UserDb | None:

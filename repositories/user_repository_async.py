@@ -8,8 +8,6 @@ from repositories.repository_async import RepositoryAsync
 
 
 class UserRepositoryAsync(RepositoryAsync[UserDb]):
-    """Users; their tax account and salaries are stored, updated and deleted with them."""
-
     model = UserDb
 
     async def get_by_email(self, email: str, *options: ORMOption) -> UserDb | None:

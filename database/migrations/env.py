@@ -1,6 +1,5 @@
 """Alembic's environment: connects through the sync URL and runs what the command asks for."""
 
-import sys
 from contextlib import nullcontext
 from logging.config import fileConfig
 
@@ -40,7 +39,7 @@ try:
     event.listen(engine, "handle_error", note_failure, retval=True)
     connecting = nullcontext() if context.is_offline_mode() else engine.connect()
 except Exception as error:  # whatever the driver raises: some have exceptions of their own
-    sys.exit(explain(error, env.DB_SYNC_CONNECTION_STRING))
+    raise SystemExit(explain(error, env.DB_SYNC_CONNECTION_STRING)) from None
 
 with connecting as connection:
     context.configure(
@@ -60,4 +59,4 @@ with connecting as connection:
         try:
             context.run_migrations()
         except CommandError as error:
-            raise CommandError(f"{error} (first of all: alembic upgrade head)") from None
+            raise CommandError(f"{error} If the database is behind its revisions: alembic upgrade head") from None

@@ -2,7 +2,7 @@
 
 Revision ID: 2fb5c23a4f71
 Revises:
-Create Date: 2026-11-25 12:00:00+00:00
+Create Date: 2026-11-24 12:00:00+00:00
 """
 
 from typing import Any
