@@ -107,12 +107,12 @@ class DbContext(AbstractContextManager["DbContext"]):
 
     def create_all(self) -> None:
         """Create the missing tables. For tests and scripts: an application leaves its schema to Alembic."""
-        with self.engine.begin() as connection:
+        with self.engine.execution_options(begin_immediate=True).begin() as connection:
             Base.metadata.create_all(connection)
 
     def drop_all(self) -> None:
         """Drop the tables of the models and all that is in them."""
-        with self.engine.begin() as connection:
+        with self.engine.execution_options(begin_immediate=True).begin() as connection:
             Base.metadata.drop_all(connection)
 
     def __exit__(self, *_: object) -> None:

@@ -108,12 +108,12 @@ class DbContextAsync(AbstractAsyncContextManager["DbContextAsync"]):
 
     async def create_all(self) -> None:
         """Create the missing tables. For tests and scripts: an application leaves its schema to Alembic."""
-        async with self.engine.begin() as connection:
+        async with self.engine.execution_options(begin_immediate=True).begin() as connection:
             await connection.run_sync(Base.metadata.create_all)
 
     async def drop_all(self) -> None:
         """Drop the tables of the models and all that is in them."""
-        async with self.engine.begin() as connection:
+        async with self.engine.execution_options(begin_immediate=True).begin() as connection:
             await connection.run_sync(Base.metadata.drop_all)
 
     async def __aexit__(self, *_: object) -> None:

@@ -12,10 +12,10 @@ from database.listeners import listen
 
 # For each driver: Python's modern transaction mode on SQLite, and how many seconds it waits for a lock or a server.
 SQLITE = {"autocommit": False, "timeout": 30}
-CONNECT_ARGS = {"pysqlite": SQLITE, "aiosqlite": SQLITE, "asyncpg": {"timeout": 10}, "pg8000": {"timeout": 10}}
+CONNECT_ARGS = {"pysqlite": SQLITE, "aiosqlite": SQLITE, "asyncpg": {"timeout": 10}, "pg8000": {}}
 
 # "Try again": PostgreSQL's serialization failure and deadlock; MySQL's deadlock, lock wait timeout and changed row.
-CONFLICTS = frozenset({"40001", "40P01", 1213, 1205, 1020})
+CONFLICTS = frozenset({"40001", "40P01", "1213", "1205", "1020"})
 READING: dict[str, Any] = {"expire_on_commit": False, "autoflush": False}  # a change stays one, for a later update()
 REPEATABLE = (DBAPIError, StaleDataError)
 
@@ -60,7 +60,7 @@ def set_up(engine: Engine, options: dict[str, Any]) -> sessionmaker[Session]:
 
         @event.listens_for(sessions, "do_orm_execute")
         def read_without_transaction(state: ORMExecuteState) -> None:
-            if state.is_select:
+            if state.is_select and not {"yield_per", "stream_results"} & state.execution_options.keys():
                 state.bind_arguments["bind"] = autocommit
 
     return sessions
@@ -70,7 +70,7 @@ def can_repeat(error: DBAPIError | StaleDataError, *, committing: bool) -> bool:
     """Whether to run a transaction again: not one whose connection was lost in COMMIT, which may have stored it."""
     if isinstance(error, StaleDataError):
         return True
-    codes = {getattr(error.orig, "sqlstate", None), *getattr(error.orig, "args", ())[:1]}
+    codes = {getattr(error.orig, "sqlstate", None), *map(str, getattr(error.orig, "args", ())[:1])}
     return bool(CONFLICTS & codes) or (error.connection_invalidated and not committing)
 
 

@@ -13,13 +13,11 @@ from sqlalchemy.exc import InvalidatePoolError, InvalidRequestError
 
 from database.turn import FAILED
 
-EXPECTED = "skip_user_error_events"  # what SQLAlchemy says of statements of its own that may fail
-
 
 def listen(engine: Engine) -> None:
     event.listen(engine, "handle_error", note_failure, retval=True)
-    event.listen(engine, "begin", lambda c: c.info.pop("failed", None))
-    event.listen(engine, "rollback_savepoint", lambda c, *_: c.info.update(undone=c.info.pop("failed", None)))
+    event.listen(engine, "begin", forgive)
+    event.listen(engine, "rollback_savepoint", forgive)
     event.listen(engine, "savepoint", refuse_after_failure)
     event.listen(engine, "commit", refuse_after_failure)
     event.listen(engine, "reset", roll_back_failed)
@@ -34,9 +32,9 @@ def listen(engine: Engine) -> None:
 
 def note_failure(context: ExceptionContext) -> Any:
     """Note a failed statement, whoever catches its error, so that its transaction is not stored in part."""
-    connection, execution = context.connection, context.execution_context
-    if connection is None or connection.invalidated or (execution and execution.execution_options.get(EXPECTED)):
-        return None
+    connection, options = context.connection, getattr(context.execution_context, "execution_options", {})
+    if connection is None or connection.invalidated or "skip_user_error_events" in options:
+        return None  # the last is what SQLAlchemy says of statements of its own that may fail
     if (context.statement or "").startswith("ROLLBACK TO SAVEPOINT"):
         # the database has ended the transaction (deadlock, lock wait): what comes next would be stored alone
         context.is_disconnect = True
@@ -47,6 +45,11 @@ def note_failure(context: ExceptionContext) -> Any:
     if not getattr(dbapi_connection.driver_connection, "in_transaction", True):
         dbapi_connection.cursor().execute("BEGIN")  # SQLite ended it (full disk), or BEGIN IMMEDIATE waited in vain
     return None
+
+
+def forgive(connection: Connection, *_: object) -> None:
+    if not connection.invalidated:
+        connection.info["undone"] = connection.info.pop("failed", None)
 
 
 def refuse_after_failure(connection: Connection, *_: object) -> None:
@@ -91,12 +94,11 @@ def connect_in_time(dialect: Dialect, _: object, args: Any, options: dict[str, A
     """Raise TimeoutError when a server accepts and never answers: MySQL's drivers count until it accepts."""
     if dialect.name not in ("mysql", "mariadb"):
         return None  # theirs count to the end
-    seconds = options["connect_timeout"]
     if dialect.is_async:
         driver = getattr(dialect.loaded_dbapi, dialect.driver)  # beneath SQLAlchemy's adapter
 
         async def connect_async(*args: Any, **options: Any) -> Any:
-            return await asyncio.wait_for(driver.connect(*args, **options), seconds)
+            return await asyncio.wait_for(driver.connect(*args, **options), options["connect_timeout"])
 
         return dialect.connect(*args, **options, async_creator_fn=connect_async)
 
@@ -108,4 +110,4 @@ def connect_in_time(dialect: Dialect, _: object, args: Any, options: dict[str, A
 
     answer = Future[Any]()
     Thread(target=connect, daemon=True).start()
-    return answer.result(seconds)
+    return answer.result(options["connect_timeout"])
