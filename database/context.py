@@ -83,7 +83,10 @@ class DbContext(AbstractContextManager["DbContext"]):
 
         A call that raises dooms it, caught or not; what may fail goes into an inner one, tx.transaction().
         """
-        with self.sessionmaker.begin() as session:
+        with (
+            self.sessionmaker(close_resets_only=False) as session,
+            session.begin(),
+        ):  # told if kept beyond the end
             session.connection(execution_options={"begin_immediate": True})
             with DbTransaction(session).until_end() as tx:
                 yield tx

@@ -84,7 +84,10 @@ class DbContextAsync(AbstractAsyncContextManager["DbContextAsync"]):
 
         A call that raises dooms it, caught or not; what may fail goes into an inner one, tx.transaction().
         """
-        async with self.sessionmaker.begin() as session:
+        async with (
+            self.sessionmaker(close_resets_only=False) as session,
+            session.begin(),
+        ):  # told if kept beyond the end
             await session.connection(execution_options={"begin_immediate": True})
             async with DbTransactionAsync(session).until_end() as tx:
                 yield tx

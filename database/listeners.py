@@ -33,8 +33,8 @@ def listen(engine: Engine) -> None:
 def note_failure(context: ExceptionContext) -> Any:
     """Note a failed statement, whoever catches its error, so that its transaction is not stored in part."""
     connection, options = context.connection, getattr(context.execution_context, "execution_options", {})
-    if connection is None or connection.invalidated or "skip_user_error_events" in options:
-        return None  # the last is what SQLAlchemy says of statements of its own that may fail
+    if connection is None or connection.invalidated or context.is_disconnect or "skip_user_error_events" in options:
+        return None  # gone with its transaction; or a statement of SQLAlchemy's own that may fail
     if (context.statement or "").startswith("ROLLBACK TO SAVEPOINT"):
         # the database has ended the transaction (deadlock, lock wait): what comes next would be stored alone
         context.is_disconnect = True
