@@ -15,7 +15,7 @@ from database.turn import Turn
 
 
 class DbTransaction:
-    """What transaction() yields: calls on one session, all stored or none. It belongs to one thread."""
+    """What transaction() yields: calls on one session, which close_resets_only keeps from being used after the end."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -83,10 +83,7 @@ class DbContext(AbstractContextManager["DbContext"]):
 
         A call that raises dooms it, caught or not; what may fail goes into an inner one, tx.transaction().
         """
-        with (
-            self.sessionmaker(close_resets_only=False) as session,
-            session.begin(),
-        ):  # told if kept beyond the end
+        with self.sessionmaker(close_resets_only=False) as session, session.begin():
             session.connection(execution_options={"begin_immediate": True})
             with DbTransaction(session).until_end() as tx:
                 yield tx

@@ -15,7 +15,7 @@ from database.turn import Turn
 
 
 class DbTransactionAsync:
-    """What transaction() yields: calls on one session, all stored or none. It belongs to one task."""
+    """What transaction() yields: calls on one session, which close_resets_only keeps from being used after the end."""
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
@@ -84,10 +84,7 @@ class DbContextAsync(AbstractAsyncContextManager["DbContextAsync"]):
 
         A call that raises dooms it, caught or not; what may fail goes into an inner one, tx.transaction().
         """
-        async with (
-            self.sessionmaker(close_resets_only=False) as session,
-            session.begin(),
-        ):  # told if kept beyond the end
+        async with self.sessionmaker(close_resets_only=False) as session, session.begin():
             await session.connection(execution_options={"begin_immediate": True})
             async with DbTransactionAsync(session).until_end() as tx:
                 yield tx

@@ -15,6 +15,7 @@ from database.context_async import DbContextAsync
 from database.models import UserDb
 from repositories.user_repository_async import UserRepositoryAsync
 from tests.servers import GivenMariaDB, MariaDB, Postgres, Server
+from tests.stacks import SYNC as SYNC
 from tests.stacks import Stack
 
 # every driver, and whether it is reached through the async stack
@@ -28,7 +29,6 @@ DRIVERS = {
     "aiomysql": ("mysql+aiomysql", True),
     "asyncmy": ("mysql+asyncmy", True),
 }
-SYNC = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
 NO_MARIADB = (
     "no MariaDB: install its server (apt-get install mariadb-server, brew install mariadb), or set TEST_MARIADB_URL to "
     "mysql://user:password@host:port/ of one where databases may be created"
@@ -93,7 +93,7 @@ def kept() -> Iterator[dict[str, DbContext]]:
 
 
 def empty(db: DbContext) -> None:
-    with db.sessionmaker.begin() as session:
+    with db.session() as session:
         session.execute(delete(UserDb))
 
 

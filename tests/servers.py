@@ -110,6 +110,8 @@ class MariaDB(Server):
 
     @staticmethod
     def program(name: str) -> str | None:
+        if os.environ.get("TEST_WITHOUT_MARIADB"):
+            return None
         return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
 
     def __init__(self, folder: Path) -> None:

@@ -1,45 +1,45 @@
 """The sync and the async stack behind one face, so that a test is written once: async, whatever is beneath."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 from sqlalchemy import URL, Connection, Engine, Executable, QueuePool, event, make_url
 
+from database.base import Base
 from database.context import DbContext
 from database.context_async import DbContextAsync
+from repositories.repository import Repository
+from repositories.repository_async import RepositoryAsync
 from repositories.user_repository import UserRepository
 from repositories.user_repository_async import UserRepositoryAsync
 
+SYNC = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}
+
 
 class Awaitable:
-    """An object of the sync stack whose methods are awaited."""
+    """An object of the sync stack whose methods are awaited, and whose with blocks are async with blocks."""
 
     def __init__(self, target: Any) -> None:
         self.target = target
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.target, name)
-        if not callable(value) or name == "sessionmaker":
-            return value
+        if name in ("session", "read_session", "transaction", "begin", "begin_nested"):
+            return lambda: Awaitable(value())
+        if not callable(value) or name in ("sessionmaker", "add", "add_all"):
+            return value  # these are not awaited in the async stack either
 
         async def call(*args: Any, **options: Any) -> Any:
             return value(*args, **options)
 
         return call
 
+    async def __aenter__(self) -> "Awaitable":
+        return Awaitable(cast(AbstractContextManager[Any], self.target).__enter__())
 
-class AwaitableContext(Awaitable):
-    async def __aenter__(self) -> "AwaitableContext":
-        return AwaitableContext(self.target.__enter__())
-
-    async def __aexit__(self, *error: object) -> None:
-        self.target.__exit__(*error)
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator["AwaitableContext"]:
-        with self.target.transaction() as tx:
-            yield AwaitableContext(tx)
+    async def __aexit__(self, *error: Any) -> bool | None:
+        return cast(AbstractContextManager[Any], self.target).__exit__(*error)
 
 
 class Stack:
@@ -52,12 +52,24 @@ class Stack:
     def context(self, **options: Any) -> DbContextAsync:
         if self.is_async:
             return DbContextAsync(self.url, **options)
-        return cast(DbContextAsync, AwaitableContext(DbContext(self.url, **options)))
+        return cast(DbContextAsync, Awaitable(DbContext(self.url, **options)))
 
-    def users(self, db: DbContextAsync) -> UserRepositoryAsync:
+    def users(self, db: Any) -> UserRepositoryAsync:
+        """The users of a context or of a transaction."""
         if self.is_async:
             return UserRepositoryAsync(db)
-        return cast(UserRepositoryAsync, Awaitable(UserRepository(cast(Awaitable, db).target)))
+        return cast(UserRepositoryAsync, Awaitable(UserRepository(db.target)))
+
+    def rows[Row: Base](self, db: Any, model: type[Row]) -> RepositoryAsync[Row]:
+        """The rows of a model of one's own."""
+        base: type = RepositoryAsync if self.is_async else Repository
+        repository: Any = type("Rows", (base,), {"model": model})(db if self.is_async else db.target)
+        return cast(RepositoryAsync[Row], repository if self.is_async else Awaitable(repository))
+
+    def sync(self, **options: Any) -> DbContext:
+        """The same database through its sync driver."""
+        url = make_url(self.url)
+        return DbContext(url.set(drivername=SYNC[url.get_backend_name()]), **options)
 
 
 def sync_engine(db: DbContextAsync) -> Engine:
@@ -66,6 +78,12 @@ def sync_engine(db: DbContextAsync) -> Engine:
 
 def pool(db: DbContextAsync) -> QueuePool:
     return cast(QueuePool, sync_engine(db).pool)
+
+
+async def scalars(db: Any, query: Executable) -> list[Any]:
+    """What a query of one's own returns, in a context or a transaction."""
+    async with db.session() as session:
+        return list(await session.scalars(query))
 
 
 @contextmanager
@@ -81,12 +99,3 @@ def statements(db: DbContextAsync) -> Iterator[list[str]]:
         yield seen
     finally:
         event.remove(sync_engine(db), "before_cursor_execute", see)
-
-
-async def scalars(db: DbContextAsync, query: Executable) -> list[Any]:
-    """Run a query of the test's own, through the session that the context hands out."""
-    if isinstance(db, DbContextAsync):
-        async with db.sessionmaker.begin() as session:
-            return list(await session.scalars(query))
-    with cast(Any, db).sessionmaker.begin() as session:
-        return list(session.scalars(query))

@@ -1,270 +1,242 @@
-"""main.py as a command, and what main.py and alembic say at a command line when something is wrong."""
+"""main.py and alembic as commands: the demo on every database, and two lines for whatever is refused."""
 
 import os
 import re
-import sqlite3
-import subprocess
+import socket
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from sqlalchemy import URL, func, make_url, select
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import URL, create_engine, make_url, text
 
-from database.context import DbContext
-from database.models import UserDb
-from database.shared import check_url, explain
-from tests.conftest import SYNC
+from tests.commands import ALEMBIC, MAIN, ROOT, SECRET, Command, at_once, copy_of_template, forked, run, to
+from tests.conftest import DRIVERS, SYNC
+from tests.servers import Server
 
-ROOT = Path(__file__).parents[1]
-MAIN = (sys.executable, "-W", "error", str(ROOT / "main.py"))
-ALEMBIC = (sys.executable, "-W", "error", "-m", "alembic")
-ALEMBIC_PROGRAM = str(Path(sys.executable).with_name("alembic"))
-SECRET = "s3cr3t"
-NO_SERVER = f"u:{SECRET}@127.0.0.1:1/db"  # nobody listens on port 1
-
-
-class Command(NamedTuple):
-    """What a person types: a program with its arguments, with which environment variables, where."""
-
-    words: tuple[str, ...]
-    variables: dict[str, str]
-    folder: Path = ROOT
+ASYNC = [driver for driver, is_async in DRIVERS.values() if is_async]
+SERVED_ASYNC = ASYNC[1:]
+SERVED = [name for name in DRIVERS if "sqlite" not in name]
+STORY = r"""Database \S+: schema at head
+Created  user (\d+): Ada Lovelace <(ada\.\w+@example\.com)>
+Read     user \1 by e-mail: tax account TAX-\w+, salaries 4200\.00 \+ 150\.50
+Updated  user \1: now Ada King, version 2
+Listed   1 user\(s\) from id \1 on: Ada King
+Deleted  user \1: gone, tax account and salaries with it
+"""
+NewUrl = Callable[[str], str]
 
 
-class Outcome(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    def succeeded(self) -> str:
-        assert self.status == 0, self.err
-        return self.out
-
-
-def run(command: Command) -> Outcome:
-    hidden = ("DB_CONNECTION_STRING", "DB_SYNC_CONNECTION_STRING")  # as on a person's machine
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    done = subprocess.run(
-        command.words,
-        cwd=command.folder,
-        env=environment | command.variables,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
+def execute(url: URL, *statements: str) -> list[list[object]]:
+    """Run statements through the sync driver, and return the rows of each."""
+    engine = create_engine(url.set(drivername=SYNC[url.get_backend_name()]), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        results = [connection.execute(text(statement)) for statement in statements]
+        rows = [list[object](result) if result.returns_rows else [] for result in results]
+    engine.dispose()
+    return rows
 
 
-def at_once(*commands: Command) -> list[Outcome]:
-    with ThreadPoolExecutor(len(commands)) as pool:
-        return list(pool.map(run, commands))
+def demo_at(url: str | URL) -> Command:
+    return Command(MAIN, to(url))
 
 
-def to(url: str | URL) -> dict[str, str]:
-    return {"DB_CONNECTION_STRING": url if isinstance(url, str) else url.render_as_string(hide_password=False)}
+@pytest.mark.parametrize("driver", ASYNC)
+def test_tells_the_story_twice_and_leaves_nothing_behind(new_url: NewUrl, tmp_path: Path, driver: str) -> None:
+    url = new_url(driver)
+    for program in (run, forked):
+        outcome = program(Command(MAIN, to(url), tmp_path))
+        assert re.fullmatch(STORY, outcome.succeeded()), outcome.out
+        assert outcome.err == ""
+    selects = [f"SELECT id FROM {table}" for table in ("users", "tax_accounts", "salaries")]
+    assert execute(make_url(url), *selects) == [[], [], []]
 
 
-def reading(url: str) -> DbContext:
-    """Return a sync context for the database of this URL, to look at what a command did."""
-    parsed = make_url(url)
-    return DbContext(parsed.set(drivername=SYNC.get(parsed.get_backend_name(), "mysql+pymysql")))
+def test_writes_its_file_where_it_is_started(tmp_path: Path) -> None:
+    assert re.fullmatch(STORY, run(Command(MAIN, {}, tmp_path)).succeeded())
+    assert [file.name for file in tmp_path.iterdir()] == ["example.db"]
 
 
-# What each line of the demo has to name, beside the user's id.
-STEPS = {
-    "Created": ("Ada Lovelace", "@example.com"),
-    "Read": ("TAX-", "4200.00", "4350.50"),
-    "Updated": ("Ada King", "version 2"),
-    "Listed": ("Ada King",),
-    "Deleted": ("gone",),
-}
-
-
-def assert_told(outcome: Outcome) -> None:
-    """The demo succeeded without a word on stderr, and said what it did, to whom, with which values."""
-    assert (outcome.status, outcome.err) == (0, "")
-    lines = {line.split()[0]: line for line in outcome.out.splitlines()}
-    created = re.search(r"user (\d+)", lines["Created"])
-    assert created
-    for step, values in STEPS.items():
-        assert re.search(rf"\b{created[1]}\b", lines[step]), outcome.out
-        for value in values:
-            assert value in lines[step]
-
-
-def assert_nobody_left(url: str) -> None:
-    with reading(url) as db, db.sessionmaker() as session:
-        assert session.scalar(select(func.count()).select_from(UserDb)) == 0
-
-
-@pytest.mark.parametrize(
-    "drivers",
-    [
-        ("sqlite+aiosqlite", "sqlite+aiosqlite"),
-        ("postgresql+asyncpg", "postgresql+psycopg"),
-        ("mysql+aiomysql", "mysql+asyncmy"),
-    ],
-)
-def test_runs_again_and_again_on_every_driver_from_any_folder(
-    new_url: Callable[[str], str], tmp_path: Path, drivers: tuple[str, ...]
-) -> None:
-    url = new_url(drivers[0])
-    for driver in drivers:
-        assert_told(run(Command(MAIN, to(make_url(url).set(drivername=driver)), tmp_path)))
-    assert_nobody_left(url)
-
-
-def test_leaves_nothing_that_git_sees(tmp_path: Path) -> None:
-    clone = tmp_path / "clone"
-    run(Command(("git", "clone", "--quiet", str(ROOT), str(clone)), {})).succeeded()
-    run(Command((sys.executable, "main.py"), {}, clone)).succeeded()
-    run(Command((sys.executable, "-m", "alembic", "check"), {}, clone)).succeeded()
-    example = sqlite3.connect(clone / "example.db")
-    try:
-        example.execute("SELECT * FROM users")  # an open database has two more files beside it
-        assert {path.name for path in clone.glob("example.db*")} == {"example.db", "example.db-wal", "example.db-shm"}
-        assert run(Command(("git", "status", "--porcelain"), {}, clone)).succeeded() == ""
-    finally:
-        example.close()
-
-
-def test_prints_no_password(new_url: Callable[[str], str]) -> None:
+def test_prints_no_password(new_url: NewUrl) -> None:
     """A URL may carry it among its options too."""
-    first, second = [make_url(new_url("postgresql+asyncpg")) for _ in range(2)]
-    urls = (first.set(password=SECRET), second.update_query_dict({"password": SECRET}))
+    url = make_url(new_url("postgresql+asyncpg"))
+    urls = (url.set(password=SECRET), url.update_query_dict({"password": SECRET}))
     for outcome in at_once(*[Command(MAIN, to(url)) for url in urls]):
-        assert_told(outcome)
-        assert SECRET not in outcome.out
+        assert SECRET not in outcome.succeeded()
 
 
-def assert_explained(outcome: Outcome, *expected: str) -> None:
-    """One or two lines on stderr and exit status 1; no traceback, no password."""
+def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
+    project = copy_of_template(tmp_path / "project")
+    with (project / "application.py").open("a") as application:
+        application.write("\n\nasync def run(users: object) -> None:\n    raise LookupError('a bug')\n")
+    outcome = run(Command((sys.executable, "main.py"), {}, project))
     assert outcome.status == 1
-    said = [line for line in outcome.err.splitlines() if not line.startswith("INFO ")]  # which Alembic logs
-    assert len(said) in (1, 2), outcome.err
-    assert "Traceback" not in outcome.err
-    assert SECRET not in outcome.out + outcome.err
-    for text in expected:
-        assert text in outcome.err
+    assert outcome.err.startswith("Traceback")
+    assert "LookupError: a bug" in outcome.err
 
 
-def both(variables: dict[str, str]) -> list[Outcome]:
-    """Run main.py and the alembic program."""
-    return at_once(Command(MAIN, variables), Command((ALEMBIC_PROGRAM, "current"), variables))
+Connecting = Callable[[str, str], Command]
 
 
-def test_what_is_no_url() -> None:
-    for outcome in both(to("nonsense")):
-        assert_explained(outcome, "DB_CONNECTION_STRING", "not a database URL", "postgresql+asyncpg://user:password@")
+@pytest.fixture
+def connecting(tmp_path: Path) -> Connecting:
+    """A function that returns the command that connects through a driver: main.py if it is async, else alembic."""
+    spare = f"sqlite:///{tmp_path}/spare.db"  # what migrates there, so that the async driver comes to its turn
+
+    def connecting(name: str, rest: str) -> Command:
+        driver, is_async = DRIVERS[name]
+        url = f"{driver}://{rest}"
+        if is_async:
+            return Command(MAIN, to(url) | {"DB_SYNC_CONNECTION_STRING": spare})
+        return Command((*ALEMBIC, "current"), {"DB_SYNC_CONNECTION_STRING": url})
+
+    return connecting
+
+
+@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("host", ["127.0.0.1:1", "no-such-host.invalid"])
+def test_no_server_there(connecting: Connecting, name: str, host: str) -> None:
+    forked(connecting(name, f"u:{SECRET}@{host}/db")).refused(url=rf"://u:\*\*\*@{host}/db")
+
+
+def test_a_host_that_accepts_and_never_answers(connecting: Connecting) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        for_asyncpg = {"asyncpg": "timeout"}
+        options = {name: for_asyncpg.get(name, "connect_timeout") for name in SERVED}
+        commands = [connecting(name, f"u:{SECRET}@{host}/db?{option}=2") for name, option in options.items()]
+        for outcome in at_once(*commands):
+            outcome.refused(url=rf"://u:\*\*\*@{host}/db")
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_an_option_that_the_driver_does_not_know(connecting: Connecting, new_url: NewUrl, name: str) -> None:
+    option = "sslmode=prefer" if name == "asyncpg" else "nonsense=1"
+    address = new_url(DRIVERS[name][0]).partition("://")[2]
+    forked(connecting(name, f"{address}?{option}")).refused(option.partition("=")[0], address)
 
 
 @pytest.mark.parametrize(
     "url",
     [
         "",
-        f"postgres://{NO_SERVER}",
+        "nonsense",
+        f"postgres://u:{SECRET}@127.0.0.1:1/db",
         f"postgresql+asyncpg://u:{SECRET}@127.0.0.1:port/db",
-        f"postgresql+asyncpg://u:p@{NO_SERVER[2:]}",  # what follows an @ in the password would count as the host
+        f"postgresql+asyncpg://u:p@{SECRET}@127.0.0.1:1/db",
+        f"postgresql+asyncpg://u:p@{SECRET}/@127.0.0.1:1/db",
+        f"postgresql+asyncpg://u:p@{SECRET}:@127.0.0.1:1/db",
+        f"postgresql+asyncpg://u:p@{SECRET}?@127.0.0.1:1/db",
+        f"postgresql+asyncpg://u:p@{SECRET}#@127.0.0.1:1/db",
+        "sqlite+aiosqlite://",
+        "sqlite+aiosqlite:///:memory:",
+        "sqlite+aiosqlite:///file::memory:?cache=shared&uri=true",
+        "sqlite+aiosqlite:////no/such/folder/x.db",
+        f"mysql+aiomysql://u:{SECRET}@127.0.0.1:1",
     ],
 )
-def test_other_things_that_are_no_url(url: str) -> None:
-    with pytest.raises(ArgumentError, match=r"not a database URL.* with %-escapes") as caught:
-        check_url(url, is_async=True)
-    assert SECRET not in str(caught.value)
+def test_an_unusable_url_or_file(url: str) -> None:
+    for outcome in at_once(demo_at(url), Command((*ALEMBIC, "current"), to(url))):
+        outcome.refused()
 
 
-@pytest.mark.parametrize("driver", ["postgresql+asyncpg", "postgresql+psycopg", "mysql+aiomysql", "mysql+asyncmy"])
-def test_a_server_that_cannot_be_reached(new_url: Callable[[str], str], driver: str) -> None:
-    url = f"{driver}://u:{SECRET}/{SECRET}@127.0.0.1:1/db"
-    # the migrations work there, so that it is the async driver that can't connect
-    only_async = to(url) | {"DB_SYNC_CONNECTION_STRING": new_url("sqlite")}
-    for outcome in at_once(Command((ALEMBIC_PROGRAM, "current"), to(url)), Command(MAIN, only_async)):
-        assert_explained(outcome, "db at 127.0.0.1:1:", "DB_CONNECTION_STRING sets the address")
+def test_a_file_that_is_no_database() -> None:
+    forked(demo_at(f"sqlite+aiosqlite:///{ROOT}/README.md")).refused("not a database", "README.md")
 
 
-@pytest.mark.parametrize(("driver", "port"), [("postgresql+psycopg", 5432), ("mysql+aiomysql", 3306)])
-def test_a_port_left_out_is_named_too(driver: str, port: int) -> None:
-    url = make_url(f"{driver}://u:{SECRET}@host/db")
-    said = explain(OSError("nobody there"), url)
-    assert said.splitlines()[0] == f"Can't use the database db at host:{port}: nobody there"
+def test_an_async_url_in_the_sync_stack_and_the_reverse(tmp_path: Path) -> None:
+    wrong = f"postgresql+asyncpg://u:{SECRET}@127.0.0.1:1/db"
+    forked(Command(MAIN, {"DB_SYNC_CONNECTION_STRING": wrong})).refused("async driver")
+    forked(demo_at(f"sqlite:///{tmp_path}/x.db")).refused("async driver")
 
 
-def test_a_database_that_does_not_exist(new_url: Callable[[str], str]) -> None:
-    urls = [make_url(new_url(driver)).set(database="nowhere") for driver in ("postgresql+asyncpg", "mysql+aiomysql")]
-    commands = [Command(MAIN, to(url)) for url in urls]
-    for url, outcome in zip(urls, at_once(*commands), strict=True):
-        assert_explained(outcome, f"nowhere at {url.host}:{url.port}:", "DB_CONNECTION_STRING")
+@pytest.mark.parametrize(("driver", "missing"), [("postgresql+asyncpg", "asyncpg"), ("mysql+aiomysql", "pymysql")])
+def test_a_driver_that_is_not_installed(tmp_path: Path, driver: str, missing: str) -> None:
+    (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{missing}'\")")
+    variables = to(f"{driver}://u:{SECRET}@127.0.0.1:1/db") | {"PYTHONPATH": str(tmp_path)}
+    if missing in driver:  # let the sync driver come through
+        variables["DB_SYNC_CONNECTION_STRING"] = f"sqlite:///{tmp_path}/spare.db"
+    run(Command(MAIN, variables)).refused(f"No module named '{missing}'", r"://u:\*\*\*@127.0.0.1:1/db")
 
 
-def test_a_wrong_password(new_url: Callable[[str], str]) -> None:
-    url = make_url(new_url("mysql+aiomysql")).set(password=SECRET)
-    assert_explained(run(Command(MAIN, to(url))), "Access denied", "DB_CONNECTION_STRING")
+class Role(NamedTuple):
+    server: Server
+    url: URL
 
 
-def test_a_sqlite_file_in_a_folder_that_does_not_exist(tmp_path: Path) -> None:
-    file = f"{tmp_path}/nowhere/x.db"
-    for outcome in both(to(f"sqlite+aiosqlite:///{file}")):
-        assert_explained(outcome, file, "unable to open", "DB_CONNECTION_STRING")
+NewRole = Callable[[str, str, bool], Role]
 
 
-def test_a_sqlite_file_that_is_none(tmp_path: Path) -> None:
-    file = tmp_path / "notes.txt"
-    file.write_text("Not a database, but long enough to be one. " * 99)
-    for outcome in both(to(f"sqlite+aiosqlite:///{file}")):
-        assert_explained(outcome, str(file), "file is not a database", "DB_CONNECTION_STRING")
+@pytest.fixture
+def new_role(request: pytest.FixtureRequest) -> NewRole:
+    """A function that returns a role with these rights to a new database, empty or with its schema at head."""
+
+    def make(driver: str, rights: str, is_at_head: bool) -> Role:
+        is_mysql = driver.startswith("mysql")
+        server: Server = request.getfixturevalue("mariadb" if is_mysql else "postgres")
+        name = f"for_{os.urandom(4).hex()}"  # not test_...: in those MariaDB lets everybody write
+        server.execute(f"CREATE DATABASE {name}")
+        owner = make_url(server.url(driver, name))
+        if is_at_head:
+            forked(Command((*ALEMBIC, "upgrade", "head"), to(owner))).succeeded()
+        role, tables = (f"{name}@localhost", f"{name}.*") if is_mysql else (name, "ALL TABLES IN SCHEMA public")
+        execute(owner, f"CREATE USER {role}", f"GRANT {rights} ON {tables} TO {role}")
+        return Role(server, owner.set(username=name, password=None))
+
+    return make
 
 
-def test_an_async_driver_where_the_sync_one_is_due() -> None:
-    outcome = run(Command(MAIN, {"DB_SYNC_CONNECTION_STRING": f"postgresql+asyncpg://{NO_SERVER}"}))
-    expected = "postgresql+asyncpg is an async driver: use postgresql+psycopg here"
-    assert_explained(outcome, "DB_SYNC_CONNECTION_STRING", expected)
+@pytest.mark.parametrize("driver", SERVED_ASYNC)
+def test_a_wrong_password(new_role: NewRole, driver: str) -> None:
+    server, url = new_role(driver, "SELECT", False)
+    if driver.startswith("postgres"):  # which trusts everybody in the tests
+        rules = server.folder / "pg_hba.conf"
+        rules.write_text(f"host all {url.username} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
+        server.execute("SELECT pg_reload_conf()")
+    forked(demo_at(url.set(password=SECRET))).refused("denied|password", rf"{url.username}:\*\*\*@")
 
 
-def test_a_sync_driver_where_the_async_one_is_due(tmp_path: Path) -> None:
-    lite, mysql = at_once(
-        Command(MAIN, to(f"sqlite:///{tmp_path}/new.db")), Command(MAIN, to(f"mysql+pymysql://{NO_SERVER}"))
-    )
-    assert_explained(lite, "DB_CONNECTION_STRING", "sqlite is a sync driver: use sqlite+aiosqlite here")
-    assert_explained(mysql, "DB_CONNECTION_STRING", "mysql+pymysql is a sync driver: use mysql+aiomysql here")
-    assert list(tmp_path.iterdir()) == [], "it found out before it touched a database"
+@pytest.mark.parametrize("driver", SERVED_ASYNC)
+def test_no_such_database(new_url: NewUrl, driver: str) -> None:
+    forked(demo_at(make_url(new_url(driver)).set(database="nowhere"))).refused("nowhere", "/nowhere")
 
 
-def test_a_database_without_a_known_driver_pair() -> None:
-    with pytest.raises(ArgumentError, match=r"mssql\+aioodbc is an async driver: use one of the other kind here"):
-        check_url(f"mssql+aioodbc://{NO_SERVER}", is_async=False)
+# With the schema at head it is the application that is refused, else Alembic.
+@pytest.mark.parametrize("is_at_head", [True, False])
+@pytest.mark.parametrize("driver", SERVED_ASYNC)
+def test_a_role_that_may_only_read(new_role: NewRole, driver: str, is_at_head: bool) -> None:
+    forked(demo_at(new_role(driver, "SELECT", is_at_head).url)).refused("denied", driver.partition("+")[0])
 
 
-# Runs a program with some modules out of reach, as if they were not installed.
-WITHOUT = """
-import runpy, sys
-
-class Missing:
-    def find_spec(self, name, *_):
-        if name in missing:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-missing = sys.argv.pop(1).split(",")
-sys.meta_path.insert(0, Missing())
-if len(sys.argv) > 1:
-    runpy.run_module("alembic", run_name="__main__", alter_sys=True)
-else:
-    runpy.run_path("main.py", run_name="__main__")
-"""
+@pytest.mark.parametrize("is_at_head", [True, False])
+@pytest.mark.parametrize("driver", SERVED_ASYNC)
+def test_a_read_only_server(new_role: NewRole, driver: str, is_at_head: bool) -> None:
+    server, url = new_role(driver, "ALL", is_at_head)
+    if driver.startswith("mysql"):
+        on, off = "SET GLOBAL read_only = 1", "SET GLOBAL read_only = 0"
+    else:
+        on = f"ALTER DATABASE {url.database} SET default_transaction_read_only = on"
+        off = on.replace("= on", "= off")
+    server.execute(on)
+    try:
+        forked(demo_at(url)).refused("read-only", driver.partition("+")[0])
+    finally:
+        server.execute(off)
 
 
-@pytest.mark.parametrize(
-    ("missing", "driver", "extra"),
-    [("asyncpg,psycopg", "postgresql+asyncpg", "postgres"), ("aiomysql,pymysql", "mysql+aiomysql", "mysql")],
-)
-def test_a_driver_that_is_not_installed(new_url: Callable[[str], str], missing: str, driver: str, extra: str) -> None:
-    words = (sys.executable, "-W", "error", "-c", WITHOUT, missing)
-    variables = to(f"{driver}://{NO_SERVER}")
-    # the migrations work here, so that it is the async driver that is missing
-    only_async = variables | {"DB_SYNC_CONNECTION_STRING": new_url("sqlite")}
-    for outcome in at_once(Command((*words, "current"), variables), Command(words, only_async)):
-        assert_explained(outcome, "DB_CONNECTION_STRING", "is not installed", f"uv sync --extra {extra}")
+@pytest.mark.parametrize("is_at_head", [True, False])
+def test_a_read_only_file(new_url: NewUrl, is_at_head: bool) -> None:
+    url = new_url("sqlite+aiosqlite")
+    words = ("upgrade", "head") if is_at_head else ("current",)
+    forked(Command((*ALEMBIC, *words), to(url))).succeeded()
+    forked(demo_at(url.replace(":///", ":///file:") + "?mode=ro&uri=true")).refused("readonly", ".db")
+
+
+@pytest.mark.parametrize(("is_at_head", "blocks"), [(True, 80), (False, 40)])
+def test_a_full_disk(new_url: NewUrl, is_at_head: bool, blocks: int) -> None:
+    """The limit to a file's size, in blocks of 512 bytes, needs no disk of its own."""
+    url = new_url("sqlite+aiosqlite")
+    if is_at_head:
+        forked(Command((*ALEMBIC, "upgrade", "head"), to(url))).succeeded()
+    run(Command(("sh", "-c", f'ulimit -f {blocks}; exec "$0" "$@"', *MAIN), to(url))).refused("full|disk", ".db")

@@ -1,463 +1,407 @@
-"""Faults of a server: it restarts, hangs up, finds a deadlock, or goes away in the middle of a COMMIT."""
+"""Faults of a database: it restarts, hangs up, ends a transaction by itself, is full, read-only, or never answers."""
 
 import asyncio
 import gc
-import random
-import re
+import os
+import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, nullcontext, suppress
+from itertools import count, product
+from pathlib import Path
+from subprocess import PIPE, Popen
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import Connection, make_url, select, text
+from sqlalchemy import URL, Connection, NullPool, create_engine, func, make_url, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, OperationalError
-from sqlalchemy.orm.exc import StaleDataError
 
 from database.context import DbContext
 from database.context_async import DbContextAsync
 from database.models import UserDb
-from database.shared import can_repeat
-from tests.conftest import DRIVERS, SYNC, running
-from tests.servers import MariaDB, Postgres, Server
-from tests.stacks import AwaitableContext, Stack, pool, scalars
-from tests.test_contract import a_user
-from tests.test_traps import ASYNC, MYSQL, elsewhere, names, settle, until
+from tests import stacks
+from tests.conftest import DRIVERS, running
+from tests.servers import MariaDB, Server, free_port
+from tests.stacks import Stack, pool
 
-SERVERS = [name for name, (driver, _) in DRIVERS.items() if "sqlite" not in driver]
+PATIENCE = 30  # seconds, for what must not hang
+SQLITE, POSTGRES, MYSQL = ([d for d in DRIVERS if DRIVERS[d][0].startswith(s)] for s in ("sqlite", "postgres", "mysql"))
+SERVERS = POSTGRES + MYSQL
 ON_A_SERVER = pytest.mark.parametrize("stack", SERVERS, indirect=True)
-WARM = 4  # connections in the pool
+ON_SQLITE = pytest.mark.parametrize("stack", SQLITE, indirect=True)
+TOLD = (DBAPIError, InvalidRequestError)
+INSERT = text("INSERT INTO users (version, name, email) VALUES (1, :name, :email)")
 
-type Call = Callable[[Stack, DbContextAsync], Awaitable[None]]
+
+class StrictMariaDB(MariaDB):
+    """It ends a transaction by itself for more reasons than a deadlock."""
+
+    def command(self) -> list[str]:
+        settings = ["innodb-snapshot-isolation=ON", "innodb-rollback-on-timeout=ON", "innodb-lock-wait-timeout=1"]
+        return [*super().command(), *[f"--{setting}" for setting in settings]]
 
 
-@pytest.fixture(scope="module", params=[Postgres, MariaDB], ids=["postgresql", "mysql"])
-def own_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    with running(request.param) as server:
+# In the place of conftest's: this MariaDB, and databases on it.
+@pytest.fixture(scope="module")
+def mariadb() -> Iterator[Server]:
+    with running(StrictMariaDB) as server:
         yield server
 
 
-async def read(stack: Stack, db: DbContextAsync) -> None:
-    await stack.users(db).get_page()
+@pytest.fixture(scope="module")
+def kept() -> Iterator[dict[str, DbContext]]:
+    yield (contexts := dict[str, DbContext]())
+    for db in contexts.values():
+        db.dispose()
 
 
-async def write(stack: Stack, db: DbContextAsync) -> None:
-    await stack.users(db).delete((await stack.users(db).create(a_user(random.getrandbits(60)))).id)
-
-
-async def transact(stack: Stack, db: DbContextAsync) -> None:
-    async with db.transaction() as tx:
-        await write(stack, tx)
-
-
-CALLS: tuple[Call, ...] = (read, write, transact)
-
-
-@contextmanager
-def another_connection(stack: Stack) -> Iterator[Connection]:
+@pytest.fixture
+def outside(stack: Stack) -> Iterator[Connection]:
+    """A connection of somebody else's, to look and to disturb."""
     url = make_url(stack.url)
-    url = url.set(drivername=SYNC[url.get_backend_name()])
-    with DbContext(url, isolation_level="AUTOCOMMIT") as db, db.engine.connect() as connection:
+    url = url.set(drivername=stacks.SYNC[url.get_backend_name()])
+    with create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool).connect() as connection:
         yield connection
 
 
-def connections_to(stack: Stack, asking: Connection) -> set[int]:
-    """All connections to the database, but the one that asks."""
-    query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+def names(outside: Connection) -> list[str]:
+    return list(outside.scalars(text("SELECT name FROM users ORDER BY id")))
+
+
+async def create(stack: Stack, db: Any, name: str) -> None:
+    await stack.users(db).create(UserDb(name=name, email=f"{name}@example.com"))
+
+
+async def run(stack: Stack, db: DbContextAsync, work: Callable[[Any], Awaitable[None]]) -> None:
+    """db.run, with the same work in both stacks; the sync one in a thread, so that the event loop goes on."""
+
+    async def adapted(tx: Any) -> None:
+        await work(stacks.Awaitable(tx))
+
+    async with asyncio.timeout(PATIENCE):
+        if stack.is_async:
+            await db.run(work)
+        else:
+            await asyncio.to_thread(cast(Any, db).target.run, lambda tx: asyncio.run(adapted(tx)))
+
+
+async def hang_up(stack: Stack, outside: Connection, tx: Any) -> None:
+    """Let the server close the connection, and return when it did."""
+    own, kill, left = "pg_backend_pid", "SELECT pg_terminate_backend({})", "SELECT pid FROM pg_stat_activity"
     if "mysql" in stack.url:
-        query = "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
-    return set(asking.scalars(text(query)))
-
-
-def hang_up(stack: Stack, *connections: int) -> None:
-    """Let the server close these connections, and return when it did."""
-    with another_connection(stack) as asking:
-        for connection in connections:
-            command = "KILL {}" if "mysql" in stack.url else "SELECT pg_terminate_backend({})"
-            asking.exec_driver_sql(command.format(connection)).close()
-        while not connections_to(stack, asking).isdisjoint(connections):
-            time.sleep(0.01)
-
-
-async def connection_of(stack: Stack, tx: DbContextAsync) -> int:
-    query = "SELECT CONNECTION_ID()" if "mysql" in stack.url else "SELECT pg_backend_pid()"
-    return cast(int, (await scalars(tx, text(query)))[0])
-
-
-class TestBetweenCalls:
-    """Each call meets a pool whose connections are all dead: each call is the first one for a context of its own."""
-
-    @asynccontextmanager
-    async def warm(self, server: Server) -> AsyncIterator[list[tuple[Call, Stack, DbContextAsync]]]:
-        database = server.create_database()
-        with DbContext(server.url(SYNC[server.scheme], database)) as sync:
-            sync.create_all()
-        async with AsyncExitStack() as opened:
-            warmed = []
-            for driver, is_async in (DRIVERS[name] for name in SERVERS if DRIVERS[name][0].startswith(server.scheme)):
-                stack = Stack(server.url(driver, database), is_async=is_async)
-                for call in CALLS:
-                    db = await opened.enter_async_context(stack.context())
-                    async with AsyncExitStack() as at_once:
-                        for _ in range(WARM):
-                            await read(stack, await at_once.enter_async_context(db.transaction()))
-                    assert pool(db).checkedin() == WARM
-                    warmed.append((call, stack, db))
-            yield warmed
-
-    async def check(self, warmed: list[tuple[Call, Stack, DbContextAsync]]) -> None:
-        for call, stack, db in warmed:
-            await asyncio.gather(*(call(stack, db) for _ in range(WARM)))
-            for other in CALLS:
-                await other(stack, db)
-
-    @pytest.mark.parametrize("loop", ["blocked", "running"])
-    async def test_a_server_that_restarts_costs_no_call(self, own_server: Server, loop: str) -> None:
-        async with self.warm(own_server) as warmed:
-            for step in (own_server.stop, own_server.start):
-                if loop == "running":  # and sees each connection end
-                    await asyncio.to_thread(step)
-                else:
-                    step()
-            await self.check(warmed)
-
-    @pytest.mark.parametrize("loop", ["blocked", "running"])
-    async def test_a_server_that_hangs_up_costs_no_call(self, own_server: Server, loop: str) -> None:
-        async with self.warm(own_server) as warmed:
-            stack = warmed[0][1]
-            with another_connection(stack) as asking:
-                connections = connections_to(stack, asking)
-            assert len(connections) == WARM * len(warmed)
-            if loop == "running":
-                await asyncio.to_thread(hang_up, stack, *connections)
-            else:
-                hang_up(stack, *connections)
-            await self.check(warmed)
+        own, kill, left = "CONNECTION_ID", "KILL {}", "SELECT id FROM information_schema.processlist"
+    async with tx.session() as session:
+        id = (await session.execute(text(f"SELECT {own}()"))).scalar_one()
+    outside.exec_driver_sql(kill.format(id)).close()
+    while id in set(outside.scalars(text(left))):
+        time.sleep(0.01)  # noqa: ASYNC251 - nothing else goes on
 
 
 @ON_A_SERVER
-class TestInATransaction:
-    async def test_a_lost_connection_is_told_and_the_next_call_works(self, stack: Stack, db: DbContextAsync) -> None:
-        with pytest.raises(DBAPIError) as caught:
-            async with db.transaction() as tx:
-                await stack.users(tx).create(a_user(1))
-                hang_up(stack, await connection_of(stack, tx))
-                await stack.users(tx).create(a_user(2))
-        assert caught.value.connection_invalidated
-        await stack.users(db).create(a_user(3))
-        assert await names(stack) == ["User 3"]
-
-    async def test_a_lost_connection_that_is_caught_stores_no_half(self, stack: Stack, db: DbContextAsync) -> None:
-        with pytest.raises((DBAPIError, InvalidRequestError), match=r"invalid transaction|[Cc]onnection"):
-            async with db.transaction() as tx:
-                await stack.users(tx).create(a_user(1))
-                hang_up(stack, await connection_of(stack, tx))
-                with pytest.raises(DBAPIError):
-                    await stack.users(tx).create(a_user(2))
-                with pytest.raises((DBAPIError, InvalidRequestError)):
-                    await stack.users(tx).create(a_user(3))
-        assert await names(stack) == []
-
-    async def test_a_connection_lost_before_the_end_is_told(self, stack: Stack, db: DbContextAsync) -> None:
-        with pytest.raises(DBAPIError):
-            async with db.transaction() as tx:
-                await stack.users(tx).create(a_user(1))
-                hang_up(stack, await connection_of(stack, tx))
-        assert await names(stack) == []
-
-
-# A connection whose opening is cancelled is left to the garbage collector: https://github.com/omnilib/aiosqlite/issues/259
-@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
-@ASYNC
-async def test_200_tasks_most_of_them_cancelled_leave_the_pool_whole(stack: Stack) -> None:
-    chance = random.Random(2026)
-    refused: set[int] = set()
-    size, overflow = 5, 10
-    returned: list[int] = []
-
-    async def work(n: int) -> None:
-        if n % 3 == 0:
-            await stack.users(db).create(a_user(n))
-            returned.append(n)
-        elif n % 3 == 1:
-            async with db.transaction() as tx:
-                await stack.users(tx).create(a_user(n))
-                await stack.users(tx).create(a_user(1000 + n))
-            returned.extend([n, 1000 + n])
-        else:
-            await stack.users(db).get_page(limit=10)
-
-    async def work_until(n: int, moment: float | None) -> None:
-        task = asyncio.create_task(work(n))
-        if moment is not None:
-            await asyncio.wait([task], timeout=moment)
-            task.cancel()
-        try:
-            await task
-        except asyncio.CancelledError:
-            assert moment is not None
-        except DBAPIError as error:  # MariaDB may see a deadlock where rows are taken back
-            if not can_repeat(error, committing=False):
-                raise
-            refused.add(n)
-
-    async with stack.context(pool_size=size, max_overflow=overflow) as db:
-        await asyncio.gather(*(work_until(n, chance.uniform(0, 0.3) if n % 5 else None) for n in range(200)))
-        await settle()
-        assert pool(db).checkedout() == 0
-        stored = sorted(int(user.name.removeprefix("User ")) for user in await stack.users(db).get_page(limit=1000))
-        assert set(returned) <= set(stored)
-        assert {n for n in range(0, 200, 5) if n % 3 < 2} - refused <= set(returned), "nobody else was disturbed"
-        assert len(refused) < 20
-        assert refused.isdisjoint(stored)
-        assert [n for n in stored if n % 3 == 1 and n < 1000] == [n - 1000 for n in stored if n >= 1000], "both or none"
-        async with AsyncExitStack() as at_once:
-            for _ in range(size + overflow):
-                session = await at_once.enter_async_context(db.sessionmaker())
-                assert len(list(await session.scalars(select(UserDb.id)))) == len(stored)
-        await asyncio.gather(*(stack.users(db).create(a_user(2000 + n)) for n in range(size + overflow)))
-    gc.collect()
-
-
-class Crossing:
-    """Two transactions that each change one of two rows, and then the other's: one of them has to give way."""
-
-    def __init__(self, stack: Stack, db: DbContextAsync, ids: tuple[int, int]) -> None:
-        self.stack = stack
-        self.db = db
-        self.ids = ids
-        self.calls = 0
-        self.arrived = 0
-
-    @classmethod
-    @asynccontextmanager
-    async def prepared(cls, stack: Stack) -> AsyncIterator["Crossing"]:
-        # PostgreSQL looks for a deadlock after a second; it may well look earlier
-        options = {
-            "postgresql+asyncpg": {"server_settings": {"deadlock_timeout": "50ms"}},
-            "postgresql+psycopg": {"options": "-c deadlock_timeout=50ms"},
-        }
-        async with stack.context(connect_args=options.get(make_url(stack.url).drivername, {})) as db:
-            one, two = await stack.users(db).create_many([a_user(1), a_user(2)])
-            yield cls(stack, db, (one.id, two.id))
-
-    async def change(self, tx: DbContextAsync, id: int) -> None:
-        user = await self.stack.users(tx).get_by_id(id)
-        assert user
-        user.name += "!"
-        await self.stack.users(tx).update(user)
-
-    async def cross(self, tx: DbContextAsync, mine: int, theirs: int, *, catch: bool = False) -> str:
-        self.calls += 1
-        await self.change(tx, mine)
-        self.arrived += 1
-        await until(lambda: self.arrived >= 2)
-        try:
-            await self.change(tx, theirs)
-        except DBAPIError:
-            if not catch:
-                raise
-        return "crossed"
-
-    async def transaction(self, mine: int, theirs: int, *, catch: bool = False) -> str:
-        async with self.db.transaction() as tx:
-            return await self.cross(tx, mine, theirs, catch=catch)
-
-    async def both(self, one: Awaitable[str], two: Awaitable[str]) -> tuple[list[str], list[BaseException]]:
-        """Return the results and the errors."""
-        ended = await asyncio.wait_for(asyncio.gather(one, two, return_exceptions=True), 30)
-        return [end for end in ended if isinstance(end, str)], [end for end in ended if isinstance(end, BaseException)]
-
-
-class TestDeadlock:
-    @ON_A_SERVER
-    async def test_shows_itself_as_what_it_was(self, stack: Stack) -> None:
-        async with Crossing.prepared(stack) as crossing:
-            one, two = crossing.ids
-            results, errors = await crossing.both(
-                elsewhere(stack, crossing.transaction(one, two)), elsewhere(stack, crossing.transaction(two, one))
-            )
-            assert results == ["crossed"]
-            assert len(errors) == 1
-            error: Any = errors[0]
-            if "mysql" in stack.url:
-                assert isinstance(error, OperationalError)
-                assert error.orig
-                assert error.orig.args[0] == 1213
-            else:
-                assert isinstance(error, DBAPIError)
-                assert getattr(error.orig, "sqlstate", None) == "40P01"
-            assert await names(stack) == ["User 1!", "User 2!"]
-            await crossing.change(crossing.db, one)
-
-    @MYSQL
-    async def test_that_is_caught_stores_no_half(self, stack: Stack) -> None:
-        """MariaDB has undone what came before it, too; who goes on must not believe that it was stored."""
-        async with Crossing.prepared(stack) as crossing:
-            one, two = crossing.ids
-            results, errors = await crossing.both(
-                elsewhere(stack, crossing.transaction(one, two, catch=True)),
-                elsewhere(stack, crossing.transaction(two, one, catch=True)),
-            )
-            assert results == ["crossed"]
-            assert len(errors) == 1
-            assert isinstance(errors[0], InvalidRequestError)
-            assert "invalid transaction is rolled back" in str(errors[0])
-            assert await names(stack) == ["User 1!", "User 2!"]
-
-
-async def run[T](
-    stack: Stack, db: DbContextAsync, work: Callable[[DbContextAsync], Awaitable[T]], attempts: int = 5
-) -> T:
-    """db.run; the sync one in a thread, with the same asynchronous work."""
-    if stack.is_async:
-        return await db.run(work, attempts)
-
-    async def adapted(tx: DbContext) -> T:
-        return await work(cast(DbContextAsync, AwaitableContext(tx)))
-
-    target: DbContext = cast(Any, db).target
-    return await asyncio.to_thread(target.run, lambda tx: asyncio.run(adapted(tx)), attempts)
+async def test_a_server_that_restarts_costs_no_call_after_an_idle_second(
+    stack: Stack, request: pytest.FixtureRequest
+) -> None:
+    server: Server = request.getfixturevalue("mariadb" if "mysql" in stack.url else "postgres")
+    async with stack.context() as reads, stack.context() as writes, stack.context() as transacts:
+        for db in (reads, writes, transacts):
+            await stack.users(db).get_page()
+        await asyncio.sleep(1.1)  # an idle second is what is promised
+        server.stop()
+        server.start()
+        await stack.users(reads).get_page()
+        await create(stack, writes, "one")
+        async with transacts.transaction() as tx:
+            await create(stack, tx, "two")
 
 
 @asynccontextmanager
-async def cut_at_commit(url: str, *, stored: bool) -> AsyncIterator[str]:
-    """A way to the server that is cut when COMMIT goes by, before or after the server has done it."""
+async def cut_at_commit(url: str) -> AsyncIterator[str]:
+    """A way to the server that is cut when COMMIT went by and was done, before the answer comes."""
     server = make_url(url)
 
     async def serve(from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         from_server, to_server = await asyncio.open_connection(server.host, server.port)
+        committing = False
 
         async def answer() -> None:
-            while data := await from_server.read(65536):
+            while (data := await from_server.read(65536)) and not committing:
                 to_client.write(data)
+            to_client.close()
 
         answers = asyncio.create_task(answer())
         while data := await from_client.read(65536):
-            if re.search(rb"(?<!AUTO)COMMIT", data):
-                answers.cancel()
-                await asyncio.wait([answers])
-                if stored:
-                    to_server.write(data)
-                    await from_server.read(1)
-                break
+            committing = committing or b"COMMIT" in data.replace(b"AUTOCOMMIT", b"")
             to_server.write(data)
-        for way in (to_client, to_server):
-            way.close()
-        await asyncio.wait([answers])
+        to_server.close()
+        await answers
 
-    proxy = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with proxy:
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as proxy:
         yield server.set(port=proxy.sockets[0].getsockname()[1]).render_as_string(hide_password=False)
 
 
-class TestRun:
-    @ON_A_SERVER
-    async def test_repeats_after_a_deadlock(self, stack: Stack) -> None:
-        async with Crossing.prepared(stack) as crossing:
-            one, two = crossing.ids
-            results, errors = await crossing.both(
-                run(stack, crossing.db, lambda tx: crossing.cross(tx, one, two)),
-                run(stack, crossing.db, lambda tx: crossing.cross(tx, two, one)),
-            )
-            assert (results, errors, crossing.calls) == (["crossed", "crossed"], [], 3)
-            assert await names(stack) == ["User 1!!", "User 2!!"]
+@ON_A_SERVER
+class TestAConnectionLost:
+    @pytest.mark.parametrize("caught", [False, True])
+    async def test_in_a_transaction_is_told_and_stores_nothing(
+        self, stack: Stack, outside: Connection, caught: bool
+    ) -> None:
+        async with stack.context() as db:
+            with pytest.raises(TOLD):
+                async with db.transaction() as tx:
+                    await create(stack, tx, "one")
+                    await hang_up(stack, outside, tx)
+                    with suppress(*[DBAPIError] * caught):
+                        await create(stack, tx, "two")
+            assert pool(db).checkedout() == 0
+            assert names(outside) == []
+            await create(stack, db, "three")
 
-    async def test_repeats_after_a_row_changed(self, stack: Stack, db: DbContextAsync) -> None:
-        mine = await stack.users(db).create(a_user())
-        theirs = await stack.users(db).get_by_id(mine.id)
-        assert theirs
-        theirs.name = "theirs"
-        await stack.users(db).update(theirs)
-        read = [mine]
-
-        async def work(tx: DbContextAsync) -> str:
-            user = read.pop() if read else await stack.users(tx).get_by_id(mine.id)
-            assert user
-            before, user.name = user.name, "mine"
-            await stack.users(tx).update(user)
-            return before
-
-        assert await run(stack, db, work) == "theirs"
-        assert await names(stack) == ["mine"]
-
-    @ON_A_SERVER
-    async def test_repeats_after_a_lost_connection(self, stack: Stack, db: DbContextAsync) -> None:
-        calls = []
-
-        async def work(tx: DbContextAsync) -> UserDb:
-            calls.append(tx)
-            await stack.users(tx).create(a_user(1))
-            if len(calls) == 1:
-                hang_up(stack, await connection_of(stack, tx))
-            return await stack.users(tx).create(a_user(2))
-
-        assert (await run(stack, db, work)).name == "User 2"
-        assert len(calls) == 2
-        assert await names(stack) == ["User 1", "User 2"]
-
-    @pytest.mark.parametrize("stored", [False, True])
-    @ON_A_SERVER
-    async def test_does_not_repeat_what_may_be_stored(self, stack: Stack, stored: bool) -> None:
-        calls = []
-
-        async def work(tx: DbContextAsync) -> None:
-            calls.append(tx)
-            await stack.users(tx).create(a_user(len(calls)))
-
-        async with cut_at_commit(stack.url, stored=stored) as url:
+    async def test_at_commit_is_told_and_not_repeated(self, stack: Stack, outside: Connection) -> None:
+        attempts = count(1)
+        async with cut_at_commit(stack.url) as url:
             way = Stack(url, is_async=stack.is_async)
             async with way.context() as db:
-                with pytest.raises(DBAPIError) as caught:
-                    await run(way, db, work)
-        assert caught.value.connection_invalidated
-        assert len(calls) == 1
-        assert await names(stack) == (["User 1"] if stored else [])
+                with pytest.raises(DBAPIError) as told:
+                    await run(way, db, lambda tx: create(way, tx, f"attempt {next(attempts)}"))
+                assert pool(db).checkedout() == 0
+        assert told.value.connection_invalidated
+        assert (names(outside), next(attempts)) == (["attempt 1"], 2)
 
-    async def test_does_not_repeat_what_would_fail_again(self, stack: Stack, db: DbContextAsync) -> None:
-        await stack.users(db).create(a_user(1))
-        calls = []
 
-        async def duplicate(tx: DbContextAsync) -> None:
-            calls.append(tx)
-            await stack.users(tx).create(a_user(1))
+class Conflict:
+    """Work on two users, and a rival who makes the first change of the second one fail with a database's code."""
 
-        async def refuse(tx: DbContextAsync) -> None:
-            calls.append(tx)
-            await stack.users(tx).create(a_user(2, name=""))
+    def __init__(self, stack: Stack, outside: Connection, rival: Connection, code: str | int) -> None:
+        self.stack, self.outside, self.rival, self.code, self.attempts = stack, outside, rival, code, 0
+        self.thread, self.waits, self.seen = ThreadPoolExecutor(1), Future[None](), list[Any]()
 
-        with pytest.raises(IntegrityError):
-            await run(stack, db, duplicate)
-        with pytest.raises(ValueError, match="name must be"):
-            await run(stack, db, refuse)
-        assert len(calls) == 2
+    def change(self, name: str) -> None:
+        self.rival.execute(text("UPDATE users SET version = version + 1 WHERE email = :name"), {"name": name})
 
-    @pytest.mark.parametrize("attempts", [1, 3])
-    async def test_gives_up_with_the_last_error_as_it_was(
-        self, stack: Stack, db: DbContextAsync, attempts: int
+    def disturb(self) -> None:
+        if self.code in ("40P01", 1213):  # a deadlock, which the rival survives: it is patient, or has more to lose
+            waiting = "information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+            if self.code == "40P01":
+                waiting = "pg_locks WHERE NOT granted"
+                self.rival.execute(text("SET deadlock_timeout = '1h'"))
+            self.rival.execute(INSERT, [{"name": "rival", "email": str(number)} for number in range(50)])
+            self.change("second")
+            self.waits = self.thread.submit(self.change, "first")
+            while not self.outside.scalar(text(f"SELECT count(*) FROM {waiting}")):
+                time.sleep(0.01)
+        else:
+            self.change("second")  # which locks it
+            if self.code != 1205:
+                self.rival.commit()
+
+    def release(self) -> None:
+        if not self.waits.cancel():
+            self.waits.result(PATIENCE)
+        self.rival.rollback()
+
+    async def work(self, tx: Any, caught: str = "") -> None:
+        self.attempts += 1
+        if self.attempts > 1:
+            self.release()
+        users = self.stack.users(tx)
+        await create(self.stack, tx, "before")
+        first, second = [user for user in await users.get_page() if user.name in ("first", "second")]
+        first.name += "!"
+        await users.update(first)
+        if self.attempts == 1:
+            self.disturb()
+        with suppress(*[DBAPIError] * (caught == "around")):
+            async with tx.transaction() as inner:
+                second.name += "!"
+                try:
+                    await self.stack.users(inner).update(second)
+                except DBAPIError as error:
+                    self.seen.append(getattr(error.orig, "sqlstate", None) or (error.orig and error.orig.args[0]))
+                    if caught != "inside":
+                        raise
+        await create(self.stack, tx, "after")
+
+
+class TestAConflictInAnInnerTransaction:
+    ON_MYSQL = list(product(MYSQL, [1020, 1205, 1213]))
+    CODES = [*product(POSTGRES, ["40001", "40P01"]), *ON_MYSQL]
+
+    @pytest.fixture
+    def conflict(self, stack: Stack, outside: Connection, code: str | int) -> Iterator[Conflict]:
+        with outside.engine.connect().execution_options(isolation_level="READ COMMITTED") as rival:
+            outside.execute(INSERT, [{"name": name, "email": name} for name in ("first", "second")])
+            if "postgresql" in stack.url:  # it is to look for deadlocks sooner than after a second
+                database = make_url(stack.url).database
+                outside.exec_driver_sql(f"ALTER DATABASE {database} SET deadlock_timeout = '50ms'")
+            yield Conflict(stack, outside, rival, code)
+
+    @pytest.mark.parametrize(("stack", "code"), CODES, indirect=["stack"])
+    async def test_makes_run_repeat(self, stack: Stack, conflict: Conflict, outside: Connection) -> None:
+        options = {"isolation_level": "REPEATABLE READ"} if conflict.code == "40001" else {}
+        async with stack.context(**options) as db:
+            await run(stack, db, lambda tx: conflict.work(tx))
+            assert pool(db).checkedout() == 0
+        assert (conflict.seen, conflict.attempts) == ([conflict.code], 2)
+        assert names(outside) == ["first!", "second!", "before", "after"]
+
+    @pytest.mark.parametrize("caught", ["inside", "around"])
+    @pytest.mark.parametrize(("stack", "code"), ON_MYSQL, indirect=["stack"])
+    async def test_that_is_caught_stores_no_half(
+        self, stack: Stack, conflict: Conflict, outside: Connection, caught: str
     ) -> None:
-        errors: list[StaleDataError] = []
+        """MySQL has undone the whole transaction; what comes after would be stored alone."""
+        async with stack.context() as db:
+            with pytest.raises(TOLD):
+                async with db.transaction() as tx:
+                    await conflict.work(tx, caught)
+            conflict.release()
+            assert conflict.seen == [conflict.code]
+            assert pool(db).checkedout() == 0
+            assert names(outside) == ["first", "second"]
+            await create(stack, db, "next")
 
-        async def work(tx: DbContextAsync) -> None:
-            await stack.users(tx).create(a_user(len(errors)))
-            errors.append(StaleDataError("changed"))
-            raise errors[-1]
 
-        with pytest.raises(StaleDataError) as caught:
-            await run(stack, db, work, attempts)
-        assert len(errors) == attempts
-        assert caught.value is errors[-1]
-        assert await names(stack) == []
-
-    async def test_leaves_it_to_the_outermost_transaction(self, stack: Stack, db: DbContextAsync) -> None:
-        """After a conflict, a part of a transaction can't succeed on its own."""
-        calls = []
-
-        async def work(tx: DbContextAsync) -> None:
-            calls.append(tx)
-            raise StaleDataError("changed")
-
-        with pytest.raises(StaleDataError):
+@ON_SQLITE
+class TestSQLiteEndsATransactionByItself:
+    @pytest.fixture
+    async def db(self, stack: Stack, outside: Connection, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Any]:
+        """A context that in the end has stored nothing, has its one connection back, and nothing to say about it."""
+        async with stack.context(pool_size=1, max_overflow=0) as db:
+            yield db
+            assert pool(db).checkedout() == 0
+            assert names(outside) == []
+            async with db.session() as session:
+                await session.execute(text("PRAGMA max_page_count = 1000000"))
             async with db.transaction() as tx:
-                await run(stack, tx, work)
-        assert len(calls) == 1
+                await create(stack, tx, "next")
+        assert names(outside) == ["next"]
+        assert not caplog.records
+
+    async def fill(self, session: Any) -> None:
+        await session.execute(text("PRAGMA max_page_count = 1"))  # no more than there are
+        for number in range(1000):
+            await session.execute(INSERT, {"name": "x" * 100, "email": f"{number}@{'x' * 200}"})
+
+    @pytest.mark.parametrize("caught", [False, True])
+    @pytest.mark.parametrize("inner", [False, True])
+    async def test_when_full_in_a_transaction(self, stack: Stack, db: Any, inner: bool, caught: bool) -> None:
+        with pytest.raises(TOLD, match=None if caught else "disk is full"):
+            async with db.transaction() as tx:
+                await create(stack, tx, "before")
+                with suppress(*[DBAPIError] * caught):
+                    async with tx.transaction() if inner else nullcontext(tx) as part, part.session() as session:
+                        await self.fill(session)
+                await create(stack, tx, "after")
+
+    @pytest.mark.parametrize("caught", [False, True])
+    async def test_when_full_in_a_session(self, db: Any, caught: bool) -> None:
+        with pytest.raises(TOLD, match=None if caught else "disk is full"):
+            async with db.session() as session:
+                await session.execute(INSERT, {"name": "before", "email": "before"})
+                with suppress(*[DBAPIError] * caught):
+                    await self.fill(session)
+                await session.execute(INSERT, {"name": "after", "email": "after"})
+
+    @pytest.mark.parametrize("by_hand", [False, True])
+    async def test_when_it_refuses_commit(self, db: Any, by_hand: bool) -> None:
+        with pytest.raises(IntegrityError):
+            async with db.session() as session:
+                await session.execute(text("PRAGMA defer_foreign_keys = ON"))
+                await session.execute(INSERT, {"name": "before", "email": "before"})
+                await session.execute(text("INSERT INTO tax_accounts (id, version, number) VALUES (7, 1, 'orphan')"))
+                if by_hand:
+                    await session.commit()
+
+    async def test_when_rolled_back_by_hand_in_an_inner_transaction(self, stack: Stack, db: Any) -> None:
+        with pytest.raises(TOLD):
+            async with db.transaction() as tx:
+                await create(stack, tx, "before")
+                async with tx.transaction() as inner, inner.session() as session:
+                    await session.execute(text("ROLLBACK"))
+
+
+@ON_SQLITE
+class TestReadOnlySQLite:
+    """It can be read, and says at once that it can't be written."""
+
+    async def check(self, url: URL, stack: Stack) -> None:
+        stack = Stack(url, is_async=stack.is_async)
+
+        async def read(tx: Any) -> None:
+            assert await stack.users(tx).get_page() == []
+
+        async with stack.context() as db:
+            await run(stack, db, read)
+            for write in (create(stack, db, "new"), run(stack, db, lambda tx: create(stack, tx, "new"))):
+                with pytest.raises(OperationalError, match="readonly"):
+                    await write
+            assert pool(db).checkedout() == 0
+
+    @pytest.mark.parametrize("journal", ["WAL", "DELETE"])
+    async def test_file(self, stack: Stack, outside: Connection, journal: str) -> None:
+        assert outside.scalar(text(f"PRAGMA journal_mode = {journal}")) == journal.lower()
+        url = make_url(stack.url)
+        await self.check(url.set(database=f"file:{url.database}", query={"mode": "ro", "uri": "true"}), stack)
+
+    async def test_folder(self, stack: Stack, outside: Connection) -> None:
+        with TemporaryDirectory() as folder:
+            outside.execute(text(f"VACUUM INTO '{folder}/copy.db'"))
+            for path in (f"{folder}/copy.db", folder):
+                os.chmod(path, 0o555)  # noqa: PTH101 - a pathlib.Path may not be used in async code
+            user = os.geteuid()
+            os.seteuid(user or 65534)  # root may write everywhere
+            try:
+                await self.check(make_url(stack.url).set(database=f"{folder}/copy.db"), stack)
+            finally:
+                os.seteuid(user)
+
+
+def test_several_processes_open_a_new_sqlite_file_at_once(tmp_path: Path) -> None:
+    script = """if True:
+        import sys
+        from sqlalchemy import text
+        from database.context import DbContext
+        for path in sys.stdin:
+            with DbContext(f"sqlite:///{path.strip()}") as db, db.transaction() as tx, tx.session() as session:
+                session.execute(text("CREATE TABLE IF NOT EXISTS opened (number integer)"))
+                session.execute(text("INSERT INTO opened VALUES (1)"))
+            print("stored", flush=True)
+    """
+    processes = [Popen([sys.executable, "-c", script], stdin=PIPE, stdout=PIPE, text=True) for _ in range(4)]
+    for number in range(20):
+        path = tmp_path / f"{number}.db"
+        for process in processes:
+            print(path, file=process.stdin, flush=True)
+        assert [process.stdout and process.stdout.readline() for process in processes] == ["stored\n"] * 4
+        with DbContext(f"sqlite:///{path}") as db, db.session() as session:
+            assert session.scalar(text("SELECT count(*) FROM opened")) == 4
+    assert [process.communicate()[0] for process in processes] == [""] * 4
+
+
+@pytest.mark.parametrize("answer", ["none", "refused"])
+@pytest.mark.parametrize("name", SERVERS)
+async def test_a_host_where_no_database_answers_is_told_in_time(name: str, answer: str) -> None:
+    driver, is_async = DRIVERS[name]
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts by itself
+        port = free_port() if answer == "refused" else silent.getsockname()[1]
+        stack = Stack(f"{driver}://user:secret@127.0.0.1:{port}/name", is_async=is_async)
+        async with stack.context(connect_args={"timeout" if name == "asyncpg" else "connect_timeout": 1}) as db:
+            with pytest.raises((DBAPIError, OSError)) as error:
+                await run(stack, db, lambda tx: create(stack, tx, "one"))
+            assert "secret" not in str(error.value)
+            assert pool(db).checkedout() == 0
+    gc.collect()  # which would tell of a connection that was left open
+
+
+@pytest.mark.parametrize("by", ["isolation_level", "execution_options"])
+@ON_A_SERVER
+async def test_a_read_session_keeps_your_isolation_level(stack: Stack, by: str) -> None:
+    level = "REPEATABLE READ"
+    options: dict[str, Any] = {by: level if by == "isolation_level" else {"isolation_level": level}}
+    async with stack.context(**options) as db, db.read_session() as session:
+        for name in ("one", "two"):
+            assert (await session.execute(select(func.count(UserDb.id)))).scalar_one() == 0
+            await create(stack, db, name)

@@ -1,275 +1,241 @@
-"""Measures this template beside what else people use, and prints one table.
+"""How long a call takes beside a bare session, the repositories of others, and the driver alone.
 
-Every peer works on the same database in the same way. They take turns, round by round, so that a slow moment of the
-machine meets them all; a ratio is the median of the rounds' ratios.
+All use the same table, models and kind of engine, in turns of small batches; a number is the median of the rounds'.
 """
 
-import argparse
 import asyncio
-import gc
 import itertools
-import statistics
-import sys
-import tempfile
+import random
+import re
+import sqlite3
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from argparse import ArgumentParser, Namespace
+from contextlib import ExitStack
+from inspect import getsource
+from operator import truediv
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from sqlalchemy import URL, delete, make_url
+import aiosqlite
+import asyncpg
+import psycopg
+from advanced_alchemy import repository as alchemy
+from advanced_alchemy.filters import LimitOffset, OrderBy
+from sqlalchemy import delete, make_url, select
+from sqlalchemy_bind_manager import SQLAlchemyBindManager, SQLAlchemyConfig
+from sqlalchemy_bind_manager import repository as bind_manager
 
 from database.context import DbContext
+from database.context_async import DbContextAsync
 from database.models import UserDb
 from repositories.user_repository import UserRepository
-from tests.benchmarks import POOL_SIZE, Peer, values
-from tests.benchmarks.growth import growth, start_up
-from tests.benchmarks.peewee_peer import Peewee, PeeweeAsync
-from tests.benchmarks.piccolo_peer import Piccolo
-from tests.benchmarks.raw import DRIVERS
-from tests.benchmarks.sqlalchemy_peers import BUILT_ON_SQLALCHEMY
-from tests.benchmarks.tortoise_peer import TortoisePeer
-from tests.servers import MariaDB, Postgres, Server
+from repositories.user_repository_async import UserRepositoryAsync
+from tests.servers import Postgres
 
-PEERS: tuple[type[Peer], ...] = (*BUILT_ON_SQLALCHEMY, *DRIVERS, TortoisePeer, Piccolo, Peewee, PeeweeAsync)
-OURS = PEERS[0].name
+CALLS = ("create", "get", "page", "update", "delete", "change")
+BATCH, PAGE, ROWS = 10, 20, 1000
 
-
-class Stack(NamedTuple):
-    database: str
-    driver: str
-    is_async: bool
-
-    def __str__(self) -> str:
-        return f"{self.database}, {self.driver.partition('+')[2] or 'sqlite3'}{' async' * self.is_async}"
+# where the stacks differ by more than async and await
+SYNC = Namespace(context=DbContext, users=UserRepository, alchemy=alchemy.SQLAlchemySyncRepository)
+SYNC.managed, SYNC.unit_of_work = bind_manager.SQLAlchemyRepository, bind_manager.UnitOfWork
+ASYNC = Namespace(context=DbContextAsync, users=UserRepositoryAsync, alchemy=alchemy.SQLAlchemyAsyncRepository)
+ASYNC.managed, ASYNC.unit_of_work = bind_manager.SQLAlchemyAsyncRepository, bind_manager.AsyncUnitOfWork
 
 
-STACKS = (
-    Stack("SQLite", "sqlite", False),
-    Stack("SQLite", "sqlite+aiosqlite", True),
-    Stack("PostgreSQL", "postgresql+psycopg", False),
-    Stack("PostgreSQL", "postgresql+psycopg", True),
-    Stack("PostgreSQL", "postgresql+asyncpg", True),
-    Stack("MariaDB", "mysql+pymysql", False),
-    Stack("MariaDB", "mysql+aiomysql", True),
-)
-OPERATIONS = ("create", "get", "page of 100", "update", "delete", "64 at once", "create_many")
-AT_ONCE = 64
+class Bare:
+    def __init__(self, stack: Any, url: str) -> None:
+        self.db = stack.context(url)
+        self.begin = self.db.sessionmaker.begin
 
-FOOTNOTES = """
-µs per call, and in brackets how many times as long as ours: above 1.00 it is slower than ours, below it is faster.
-64 at once: 64 tasks or threads that each get one user, on a pool of {pool} connections, µs for each of the 64.
-create_many: {many:,} users in one call. The driver alone, and Tortoise on executemany, bring no ids back.
-All: the same database and the same table with the same settings (write-ahead log, synchronous FULL, foreign keys).
-The SQLAlchemy ones have a pool that notices a dead connection, and an update that notices that somebody else changed
-the row; the driver alone has the second only; Tortoise, Piccolo and peewee have neither.
-advanced-alchemy and SQLModel read a row again after they wrote it; their updates and deletes, and
-sqlalchemy-bind-manager's deletes, read it before; sqlalchemy-bind-manager's pages count all rows."""
+    async def create(self, user: UserDb) -> Any:
+        async with self.begin() as session:
+            session.add(user)
 
+    async def get(self, id: int) -> Any:
+        async with self.begin() as session:
+            return await session.get(UserDb, id)
 
-class Settings(argparse.Namespace):
-    databases: list[str]
-    rounds: int
-    quick: bool
+    async def page(self, id: int) -> Any:
+        async with self.begin() as session:
+            return (await session.scalars(select(UserDb).where(UserDb.id > id).order_by(UserDb.id).limit(PAGE))).all()
 
-    @property
-    def calls(self) -> int:
-        return 4 if self.quick else 40
+    update = create
 
-    @property
-    def many(self) -> int:
-        return 100 if self.quick else 10_000
+    async def delete(self, id: int) -> Any:
+        async with self.begin() as session:
+            await session.execute(delete(UserDb).where(UserDb.id == id))
+
+    async def change(self, changed: UserDb) -> Any:
+        async with self.begin() as session:
+            (await session.get(UserDb, changed.id)).name = changed.name
 
 
-def tell(text: str) -> None:
-    print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+class Template:
+    def __init__(self, stack: Any, url: str) -> None:
+        self.db, self.users = stack.context(url), stack.users
+        users = self.users(self.db)
+        self.create, self.get, self.update, self.delete = users.create, users.get_by_id, users.update, users.delete
+        self.page = lambda key: users.get_page(after_id=key, limit=PAGE)
+
+    async def change(self, changed: UserDb) -> Any:
+        async with self.db.transaction() as tx:
+            users = self.users(tx)
+            user = await users.get_by_id(changed.id)
+            user.name = changed.name
+            await users.update(user)
 
 
-@contextmanager
-def database(name: str) -> Iterator[URL]:
-    """A new and empty database, as the URL of its sync driver."""
-    driver = next(stack.driver for stack in STACKS if stack.database == name)
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, ExitStack() as stack:
-        if name == "SQLite":
-            yield make_url(f"{driver}:///{folder}/benchmark.db")
-            return
-        Path(folder).chmod(0o755)  # the server may run as another user
-        server: Server = (Postgres if name == "PostgreSQL" else MariaDB)(Path(folder) / "data")
-        stack.callback(server.stop)
-        server.start()
-        yield make_url(server.url(driver, server.create_database()))
+class AdvancedAlchemy:
+    def __init__(self, stack: Any, url: str) -> None:
+        self.db = stack.context(url)
+        self.users = type("Users", (stack.alchemy,), {"model_type": UserDb})
+        self.create = lambda user: self.call("add", user)
+        self.get = lambda key: self.call("get", key)
+        self.page = lambda key: self.call("get_many", UserDb.id > key, LimitOffset(PAGE, 0), OrderBy("id"))
+        self.update = lambda user: self.call("update", user)
+        self.delete = lambda key: self.call("delete", key)
+
+    async def call(self, method: str, *values: Any) -> Any:
+        async with self.db.sessionmaker() as session:
+            return await getattr(self.users(session=session, auto_commit=True), method)(*values)
+
+    async def change(self, changed: UserDb) -> Any:
+        async with self.db.sessionmaker() as session:
+            users = self.users(session=session, auto_commit=True)
+            user = await users.get(changed.id)
+            user.name = changed.name
+            await users.update(user)
 
 
-class Bench:
-    """The peers of one stack, on one database that is filled with users."""
+class BindManager:
+    def __init__(self, stack: Any, url: str) -> None:
+        self.db = stack.context(url)
+        bind: Any = SQLAlchemyBindManager(SQLAlchemyConfig(engine_url=url, async_engine=stack is ASYNC)).get_bind()
+        bind.session_class.configure(bind=self.db.engine)
+        self.users, self.work = stack.managed(bind, model_class=UserDb), stack.unit_of_work(bind)
+        self.work.register_repository("users", stack.managed, UserDb)
+        self.create, self.get, self.update = self.users.save, self.users.get, self.users.save
 
-    def __init__(self, stack: Stack, db: DbContext, settings: Settings) -> None:
-        self.stack, self.db, self.users, self.settings = stack, db, UserRepository(db), settings
-        db.drop_all()
-        db.create_all()
-        self.numbers = itertools.count(1_000_000)
-        self.threads = ThreadPoolExecutor(AT_ONCE)
-        self.results: dict[tuple[str, str], list[float]] = defaultdict(list)
-        self.ids = [user.id for user in self.users.create_many(UserDb(**values(n)) for n in range(settings.many + 100))]
+    async def page(self, id: int) -> Any:
+        return (await self.users.cursor_paginated_find(PAGE, bind_manager.CursorReference(column="id", value=id))).items
 
-    async def run(self, peers: list[Peer]) -> None:
-        for peer in peers:
-            await peer.open(self.db.engine.url.set(drivername=self.stack.driver))
-            await self.check(peer)
-        rounds = self.settings.rounds
-        for n in range(-1, rounds):  # the first is to warm up
-            order = peers[n % len(peers) :] + peers[: n % len(peers)]
-            for operation in OPERATIONS:
-                if operation == "create_many" and n % 4:
-                    continue  # which takes long
-                for peer in order:
-                    tell(f"{self.stack}, round {n + 1} of {rounds}: {operation}, {peer.name}")
-                    taken = await self.measure(peer, operation)
-                    if n >= 0:
-                        self.results[peer.name, operation].append(taken)
-            self.remove_new()
-        for peer in peers:
-            await peer.close()
-        self.threads.shutdown()
+    async def delete(self, id: int) -> Any:
+        await self.users.delete(await self.users.get(id))
 
-    def remove_new(self) -> None:
-        with self.db.sessionmaker() as session:
-            session.execute(delete(UserDb).where(UserDb.id > self.ids[-1]))
-            session.commit()
-
-    def some_ids(self, count: int) -> list[int]:
-        """Other ones each time, spread over the table."""
-        return [self.ids[next(self.numbers) * 7919 % (len(self.ids) - 100)] for _ in range(count)]
-
-    async def result(self, peer: Peer, answer: Any) -> Any:
-        return await answer if peer.is_async else answer
-
-    async def check(self, peer: Peer) -> None:
-        """See that the peer does what is measured."""
-        n = next(self.numbers)
-        await self.result(peer, peer.create(n))
-        user = self.users.get_by_email(values(n)["email"])
-        assert user, f"{peer.name} created nobody"
-        found = await self.result(peer, peer.get(user.id))
-        assert len(await self.result(peer, peer.page(self.ids[0]))) == 100, f"{peer.name} has another page"
-        await self.result(peer, peer.update(found, "Ada"))
-        user = self.users.get_by_id(user.id)
-        assert user, f"{peer.name} lost the user"
-        assert user.name == "Ada", f"{peer.name} updated nobody"
-        await self.result(peer, peer.delete(user.id))
-        assert self.users.get_by_id(user.id) is None, f"{peer.name} deleted nobody"
-
-    async def measure(self, peer: Peer, operation: str) -> float:
-        """µs per call."""
-        count, calls = self.settings.calls, list[Callable[[], Any]]()
-        if operation == "create":
-            calls = [partial(peer.create, next(self.numbers)) for _ in range(count)]
-        elif operation == "get":
-            calls = [partial(peer.get, id) for id in self.some_ids(count)]
-        elif operation == "page of 100":
-            calls = [partial(peer.page, id) for id in self.some_ids(count // 4)]
-        elif operation == "update":
-            ids = {*self.some_ids(count)}
-            found = [await self.result(peer, peer.get(id)) for id in ids]
-            calls = [partial(peer.update, user, f"User {next(self.numbers)}") for user in found]
-        elif operation == "delete":
-            new = self.users.create_many(UserDb(**values(next(self.numbers))) for _ in range(count))
-            calls = [partial(peer.delete, user.id) for user in new]
-        elif operation == "create_many":
-            first = next(self.numbers)
-            for _ in range(self.settings.many):
-                next(self.numbers)
-            calls = [partial(peer.create_many, range(first, first + self.settings.many))]
-        else:
-            return await self.at_once(peer)
-        gc.collect()
-        start = time.perf_counter()
-        if peer.is_async:
-            for call in calls:
-                await call()
-        else:
-            for call in calls:
-                call()
-        return (time.perf_counter() - start) / len(calls) * 1e6
-
-    async def at_once(self, peer: Peer) -> float:
-        ids = self.some_ids(AT_ONCE)
-        gc.collect()
-        start = time.perf_counter()
-        if peer.is_async:
-            await asyncio.gather(*[asyncio.create_task(peer.get(id)) for id in ids])
-        else:
-            list(self.threads.map(peer.get, ids))
-        return (time.perf_counter() - start) / AT_ONCE * 1e6
-
-    def rows(self) -> Iterator[list[str]]:
-        for name in dict.fromkeys(peer.name for peer in PEERS):
-            row = [str(self.stack), name]
-            for operation in OPERATIONS:
-                times, ours = self.results.get((name, operation)), self.results[OURS, operation]
-                if times:
-                    ratio = statistics.median(theirs / our for theirs, our in zip(times, ours, strict=True))
-                    row.append(f"{statistics.median(times):,.0f} ({ratio:.2f})")
-                else:
-                    row.append("-")
-            yield row
+    async def change(self, changed: UserDb) -> Any:
+        async with self.work.transaction():
+            (await self.work.repository("users").get(changed.id)).name = changed.name
 
 
-def show(head: list[str], body: list[list[str]]) -> None:
-    """Print a table, which is Markdown too."""
-    widths = [max(len(cell) for cell in column) for column in zip(head, *body, strict=True)]
-    for row in [head, ["-" * width for width in widths], *body]:
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+CONNECT: dict[str, Any] = {  # so that each statement commits itself
+    "sqlite": lambda url: sqlite3.connect(url.database, autocommit=True),
+    "sqlite+aiosqlite": lambda url: aiosqlite.connect(url.database, autocommit=True),
+    "postgresql+psycopg": lambda url: psycopg.connect(str(url), autocommit=True, cursor_factory=psycopg.RawCursor),
+    "postgresql+asyncpg": lambda url: asyncpg.connect(str(url)),
+}
+SELECT = "SELECT id, name, email, version FROM users WHERE id"
+INSERT = "INSERT INTO users (name, email, version) VALUES ($1, $2, 1) RETURNING id"
+UPDATE = "UPDATE users SET name = $1, version = version + 1 WHERE id = $2 AND version = $3 RETURNING id"
+
+
+class Driver:
+    db: Any = None
+
+    def __init__(self, stack: Any, url: str) -> None:
+        self.url, self.is_async = make_url(url), stack is ASYNC
+        self.create = lambda user: self.run(INSERT, user.name, user.email)
+        self.get = lambda key: self.run(f"{SELECT} = $1", key)
+        self.page = lambda key: self.run(f"{SELECT} > $1 ORDER BY id LIMIT {PAGE}", key)
+        self.update = lambda user: self.run(UPDATE, user.name, user.id, user.version)
+        self.delete = lambda key: self.run("DELETE FROM users WHERE id = $1 RETURNING id", key)
+
+    async def run(self, sql: str, *values: Any) -> Any:
+        if not self.db:
+            self.db = await CONNECT[self.url.drivername](self.url.set(drivername=self.url.get_backend_name()))
+        if self.url.drivername == "postgresql+asyncpg":
+            return await self.db.fetch(sql, *values)
+        sql = sql if self.url.port else sql.replace("$", "?")
+        return await self.db.execute_fetchall(sql, values) if self.is_async else self.db.execute(sql, values).fetchall()
+
+    async def change(self, changed: UserDb) -> Any:
+        await self.db.execute("BEGIN")
+        [(*_, version)] = await self.run(f"{SELECT} = $1", changed.id)
+        await self.run(UPDATE, changed.name, changed.id, version)
+        await self.db.execute("COMMIT")
+
+
+PEERS = {"bare session": Bare, "this template": Template, "advanced-alchemy": AdvancedAlchemy}
+PEERS |= {"sqlalchemy-bind-manager": BindManager, "the driver alone": Driver}
+
+
+def sync_twin(peer: Any) -> Any:
+    """The same class without async and await."""
+    names = {**globals()}
+    exec(re.sub(r"\b(async|await) ", "", getsource(peer)), names)
+    return names[peer.__name__]
+
+
+def new(count: int) -> list[UserDb]:
+    return [UserDb(name="Ada", email=f"{random.random()}@example.com") for _ in range(count)]
+
+
+def arguments(call: str, users: UserRepository) -> list[Any]:
+    """What to call a peer with, for one batch."""
+    if call in ("create", "delete"):
+        return new(BATCH) if call == "create" else [user.id for user in users.create_many(new(BATCH))]
+    found = users.get_page(after_id=random.randrange(ROWS - BATCH - PAGE), limit=BATCH)
+    for user in found:
+        user.name = f"Ada {random.random()}"
+    return found if call in ("update", "change") else [user.id for user in found]
+
+
+async def measure(stack: Any, url: str, users: UserRepository, rounds: int) -> dict[tuple[str, str], float]:
+    """Return how many times as long as the bare session a peer takes for a call."""
+    peers: Any = {name: (peer if stack is ASYNC else sync_twin(peer))(stack, url) for name, peer in PEERS.items()}
+    times: dict[tuple[str, str], list[float]] = {(name, call): [] for name in PEERS for call in CALLS}
+    for _, call in itertools.product(range(rounds), CALLS):
+        for name in random.sample([*PEERS], len(PEERS)):
+            function, values = getattr(peers[name], call), arguments(call, users)
+            start = time.perf_counter()
+            for value in values:
+                answer = function(value)
+                if stack is ASYNC:
+                    await answer
+            times[name, call].append(time.perf_counter() - start)
+    for peer in peers.values():
+        closed = (getattr(peer.db, "dispose", None) or peer.db.close)()
+        if stack is ASYNC:
+            await closed
+    return {key: median(map(truediv, mine, times["bare session", key[1]])) for key, mine in times.items()}
 
 
 def main() -> None:
-    names = list(dict.fromkeys(stack.database for stack in STACKS))
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument(
-        "databases", nargs="*", help=f"which of {', '.join(names)}; all that are there, if none is named"
-    )
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--quick", action="store_true", help="one short round, to see that everything runs")
-    settings = parser.parse_args(namespace=Settings())
-    if not {*settings.databases} <= {*names}:
-        parser.error(f"the databases are {', '.join(names)}")
-    if settings.quick:
-        settings.rounds = 1
-    wanted = settings.databases or [name for name in names if name != "MariaDB" or MariaDB.program("mariadbd")]
-
-    body: list[list[str]] = []
-    grown: dict[str, dict[str, str]] = defaultdict(dict)
-    for name in wanted:
-        with database(name) as url:
-            for stack in STACKS:
-                if stack.database == name:
-                    kinds = [peer for peer in PEERS if peer.is_async == stack.is_async]
-                    peers = [peer() for peer in kinds if not peer.drivers or stack.driver in peer.drivers]
-                    with DbContext(url) as db:
-                        bench = Bench(stack, db, settings)
-                        asyncio.run(bench.run(peers))
-                    body += bench.rows()
-            tell(f"{name}: a million rows")
-            thousands = 12 if settings.quick else 1_000
-            for row, value in growth(url, settings.rounds, thousands, settings.many).items():
-                grown[row][name] = value
-            if name == "SQLite":
-                tell("starting up")
-                for row, value in start_up(url, settings.rounds).items():
-                    grown[row][name] = value
-    tell("")
-    show(["database", "through", *OPERATIONS], body)
-    print(FOOTNOTES.format(pool=POOL_SIZE, many=settings.many))
+    parser = ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=50)
+    rounds, results = parser.parse_args().rounds, []
+    with TemporaryDirectory(prefix="benchmark-") as folder, ExitStack() as stack:
+        Path(folder).chmod(0o755)  # the server may run as another user
+        server = Postgres(Path(folder) / "data")
+        stack.callback(server.kill)
+        server.start()
+        name = server.create_database()
+        for url, url_async in (
+            (f"sqlite:///{folder}/users.db", f"sqlite+aiosqlite:///{folder}/users.db"),
+            (server.url("postgresql+psycopg", name), server.url("postgresql+asyncpg", name)),
+        ):
+            with DbContext(url) as db:
+                db.create_all()
+                users = UserRepository(db)
+                users.create_many(new(ROWS))
+                results.append(asyncio.run(measure(SYNC, url, users, rounds)))
+                results.append(asyncio.run(measure(ASYNC, url_async, users, rounds)))
+    print("On sqlite3 / aiosqlite / psycopg / asyncpg; below 1.00 is faster than the bare session.\n")
+    print(f"| | create | get | page of {PAGE} | update | delete | read, then update |\n|{'---|' * 7}")
     for peer in PEERS:
-        if peer.why_not:
-            print(f"- {peer.name} {peer.why_not}.")
-    print()
-    show(
-        ["this template", *wanted], [[row, *[cells.get(name, "-") for name in wanted]] for row, cells in grown.items()]
-    )
+        cells = [" / ".join(f"{ratios[peer, call]:.2f}" for ratios in results) for call in CALLS]
+        print("|", " | ".join([peer, *cells]), "|")
 
 
 if __name__ == "__main__":
