@@ -26,9 +26,7 @@ def parse_url(url: str | URL) -> URL:
         parsed = make_url(url)
         if parsed.password is None or str(url).count("@") < 2:  # what follows an @ in a password would show as the host
             return parsed
-    raise ArgumentError(
-        "This is no URL such as postgresql+psycopg://user:password@host/name; an @ in a password is %40."
-    )
+    raise ArgumentError("This is no URL like postgresql+psycopg://user:password@host/name; an @ in a password is %40.")
 
 
 def engine_options(url: str | URL, options: dict[str, Any], *, is_async: bool) -> dict[str, Any]:
@@ -50,17 +48,20 @@ def engine_options(url: str | URL, options: dict[str, Any], *, is_async: bool) -
 
 
 def set_up(engine: Engine, options: dict[str, Any]) -> sessionmaker[Session]:
-    """Attach what the database needs, and return a maker of sessions for reading, on PostgreSQL in one round trip."""
+    """Attach what the database needs; return a maker of reading sessions, on PostgreSQL without BEGIN and ROLLBACK."""
     listen(engine)
     sessions = sessionmaker(engine, **READING)
     # what is written there is not kept, so it is spent
     event.listen(sessions, "after_flush_postexec", lambda session, _: session.expire_all())
-    if engine.dialect.name == "postgresql" and "isolation_level" not in options:  # only a transaction can keep that
+    event.listen(sessions, "after_bulk_update", lambda context: context.session.expire_all())
+    if engine.dialect.name == "postgresql" and "isolation_level" not in {**options, **engine.get_execution_options()}:
         autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
 
         @event.listens_for(sessions, "do_orm_execute")
         def read_without_transaction(state: ORMExecuteState) -> None:
-            if state.is_select and not {"yield_per", "stream_results"} & state.execution_options.keys():
+            if not state.is_select or {"yield_per", "stream_results"} & state.execution_options.keys():
+                state.session.info["in_transaction"] = True  # SET LOCAL, and the like, holds for what is read after it
+            elif "in_transaction" not in state.session.info:
                 state.bind_arguments["bind"] = autocommit
 
     return sessions

@@ -39,7 +39,7 @@ def note_failure(context: ExceptionContext) -> Any:
         # the database has ended the transaction (deadlock, lock wait): what comes next would be stored alone
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False
-        return connection.info["undone"]  # the error that says why
+        return connection.info.get("undone")  # the error that says why
     connection.info["failed"] = context.sqlalchemy_exception
     dbapi_connection: Any = connection.connection
     if not getattr(dbapi_connection.driver_connection, "in_transaction", True):
@@ -48,6 +48,7 @@ def note_failure(context: ExceptionContext) -> Any:
 
 
 def forgive(connection: Connection, *_: object) -> None:
+    """Forget a failure that is undone, but keep it as the cause, should ROLLBACK TO SAVEPOINT fail."""
     if not connection.invalidated:
         connection.info["undone"] = connection.info.pop("failed", None)
 

@@ -19,7 +19,7 @@ class RepositoryAsync[Row: Base]:
 
     acme = await CompanyRepositoryAsync(db).create(Company(name="Acme"))
 
-    Options are SQLAlchemy loader options: a relationship that no option loads raises InvalidRequestError when read.
+    Options are SQLAlchemy loader options: they say which relationships are loaded, too.
     """
 
     model: type[Row]
@@ -59,7 +59,7 @@ class RepositoryAsync[Row: Base]:
         return row
 
     async def delete(self, id: int) -> bool:
-        """Delete the row, and what the database deletes with it; return whether there was one."""
+        """Delete the row (of an inherited table: its own), and what ON DELETE CASCADE does; return whether there was one."""
         if abs(id) > MAX_ID:
             return False
         async with self.db.session() as session:
@@ -67,8 +67,8 @@ class RepositoryAsync[Row: Base]:
             return cast(CursorResult[Any], result).rowcount > 0
 
     async def read(self, query: Select[Any], *options: ORMOption, **values: Any) -> list[Row]:
-        """Return the rows of a query of your own, as the database has them now, also in a transaction."""
+        """Return the rows of a query of your own for the model, as the database has them now, also in a transaction."""
         async with self.db.read_session() as session:
-            query = query.options(*options) if options else query
+            query = query.options(*options) if options else query  # the same statement keeps its cache key
             rows = await session.scalars(query, values, execution_options={"populate_existing": True})
             return list(rows.unique())

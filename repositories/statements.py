@@ -4,6 +4,6 @@ from functools import cache
 
 from sqlalchemy import bindparam, delete, select
 
-by_id = cache(lambda row: select(row).where(row.id == bindparam("id")))
-page = cache(lambda row: select(row).where(row.id > bindparam("after_id")).order_by(row.id).limit(bindparam("limit")))
-delete_by_id = cache(lambda row: delete(row).where(row.id == bindparam("id")))
+by_id = cache(lambda cls: select(cls).where(cls.id == bindparam("id")))
+page = cache(lambda cls: select(cls).where(cls.id > bindparam("after_id")).order_by(cls.id).limit(bindparam("limit")))
+delete_by_id = cache(lambda cls: delete(cls).where(cls.id == bindparam("id")))

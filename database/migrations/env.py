@@ -47,9 +47,7 @@ with connecting as connection:
         engine.url,
         target_metadata=Base.metadata,
         render_as_batch=engine.dialect.name == "sqlite",  # it can't alter a table, so Alembic copies it
-        transactional_ddl=True
-        if engine.dialect.name == "sqlite"
-        else None,  # a revision that fails half-way is rolled back
+        transactional_ddl=engine.dialect.name == "sqlite" or None,  # a revision that fails half-way is rolled back
         literal_binds=context.is_offline_mode(),
         dialect_opts={"paramstyle": "named"},  # a driver's own would double each % in an offline script
     )
