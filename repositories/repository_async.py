@@ -59,7 +59,7 @@ class RepositoryAsync[Row: Base]:
         return row
 
     async def delete(self, id: int) -> bool:
-        """Delete the row (of an inherited table: its own), and what ON DELETE CASCADE does; return whether there was one."""
+        """Delete the row (if inherited, in its own table) and what ON DELETE CASCADE does; return if there was one."""
         if abs(id) > MAX_ID:
             return False
         async with self.db.session() as session:

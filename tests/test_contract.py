@@ -1,13 +1,13 @@
 """The contract of the two stacks, written once and run for every driver."""
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import MetaData, String, UniqueConstraint, func, make_url, select, text, update
+from sqlalchemy import MetaData, String, UniqueConstraint, func, inspect, make_url, select, text, update
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.orm import Mapped, joinedload, load_only, mapped_column, selectinload
 from sqlalchemy.orm.exc import StaleDataError
@@ -17,7 +17,6 @@ from database.context import DbContext
 from database.context_async import DbContextAsync as Db
 from database.engine import explain
 from database.models import Salary, TaxAccount, UserDb
-from repositories.repository_async import RepositoryAsync
 from repositories.user_repository_async import UserRepositoryAsync as Users
 from tests.stacks import Stack, scalars, statements, sync_engine
 
@@ -53,15 +52,6 @@ def number(user: UserDb) -> str | None:
 
 
 class TestCreate:
-    async def test_returns_the_same_object_and_stores_its_children(self, users: Users) -> None:
-        user = a_family()
-        assert await users.create(user) is user
-        found = await read(users, user.id)
-        assert found is not user
-        assert (number(found), found.version, user.version) == ("TAX-1", 1, 1)
-        paid = [(salary.amount, salary.paid_on, salary.user_id) for salary in found.salaries]
-        assert paid == [(Decimal(f"{month}.10"), date(2026, month, 1), user.id) for month in (1, 2, 3)]
-
     async def test_values_come_back_as_they_went(self, users: Users) -> None:
         """The longest, and the largest. Blanks around them, and the case of an e-mail address, are no part of them."""
         texts = ["\U0001f980" * 100, "é" * 242 + "@example.com", "é" * 32]
@@ -69,27 +59,27 @@ class TestCreate:
         days = [date.min, date(1582, 10, 10), date(2026, 2, 28), date(2028, 2, 29), date.max]
         user = a_user(name=f" {texts[0]}\n", email=texts[1].upper(), tax_account=TaxAccount(number=texts[2]))
         user.salaries = [Salary(amount=amounts[n], paid_on=days[n]) for n in range(5)]
-        found = await read(users, (await users.create(user)).id)
+        assert await users.create(user) is user
+        found = await read(users, user.id)
         assert [found.name, found.email, number(found)] == texts
+        assert (found.version, user.version, found is user) == (1, 1, False)
         assert [str(salary.amount) for salary in found.salaries] == ["0.00", "7.00", "0.10", "100.00", "9999999999.99"]
-        assert [salary.paid_on for salary in found.salaries] == days
+        assert [(salary.paid_on, salary.user_id) for salary in found.salaries] == [(day, user.id) for day in days]
 
-    @pytest.mark.parametrize("value", ["email", "number"])
-    async def test_a_duplicate_is_refused_and_the_error_shows_no_values(self, users: Users, value: str) -> None:
+    async def test_a_duplicate_is_refused_and_the_error_shows_no_values(self, users: Users) -> None:
         await users.create(a_family(1))
-        user = a_user(2, email="USER1@example.com") if value == "email" else a_family(2)
-        if user.tax_account:
-            user.tax_account.number = "TAX-1"
-        with pytest.raises(IntegrityError, match="hide_parameters") as caught:
-            await users.create(user)
-        assert "User 2" not in str(caught.value)
+        for user in (a_user(2, email="USER1@example.com"), a_user(2, tax_account=TaxAccount(number="TAX-1"))):
+            with pytest.raises(IntegrityError, match="hide_parameters") as caught:
+                await users.create(user)
+            assert "User 2" not in str(caught.value)
         assert await names(users) == ["User 1"]
 
-    async def test_near_duplicates_are_no_duplicates(self, users: Users) -> None:
+    async def test_near_duplicates_are_no_duplicates_and_emails_have_no_case(self, users: Users) -> None:
         """MySQL's own collation takes é for e, and A for a in a tax number."""
         await users.create(a_user(email="rene@example.com", tax_account=TaxAccount(number="ab")))
-        await users.create(a_user(name="René", email="rené@example.com", tax_account=TaxAccount(number="AB")))
-        assert getattr(await users.get_by_email("RENÉ@example.com"), "name", None) == "René"
+        await users.create(a_user(name="René", email="René@Example.com", tax_account=TaxAccount(number="AB")))
+        for email in ("rené@example.com", "RENÉ@EXAMPLE.COM", " René@Example.com "):
+            assert getattr(await users.get_by_email(email), "name", None) == "René"
 
     async def test_many_are_all_or_nothing_each_with_its_own_children(self, users: Users) -> None:
         with pytest.raises(IntegrityError):
@@ -120,13 +110,6 @@ class TestRead:
         for email in ("nobody@example.com", "", "%"):
             assert await users.get_by_email(email) is None
         assert await users.get_by_id(user.id), "who has a number near the end was not taken for one beyond"
-
-    async def test_by_email_in_any_case(self, users: Users) -> None:
-        user = await users.create(a_user(email="Ada.Löw@Example.COM"))
-        for email in ("ada.löw@example.com", "ADA.LÖW@EXAMPLE.COM", " Ada.Löw@Example.COM "):
-            found = await users.get_by_email(email, *EVERYTHING)
-            assert found
-            assert (found.id, found.tax_account, found.salaries) == (user.id, None, [])
 
     @pytest.mark.parametrize("options", [EVERYTHING, JOINED], ids=["selectin", "joined"])
     async def test_options_load_the_children(self, users: Users, options: Any) -> None:
@@ -168,6 +151,9 @@ class TestRead:
         async with db.read_session() as session:
             session.add(changed)
             assert "Ada" not in (await session.execute(select(UserDb.name))).scalars().all()
+        with statements(db) as seen:
+            assert repr(stored) == "UserDb(id={})".format(*inspect(stored).identity or ())
+        assert seen == []
         for row in (stored, new):  # was flushed: an update would take it for stored, and write nothing
             with pytest.raises(InvalidRequestError, match="spent"):
                 await users.update(row)
@@ -228,24 +214,20 @@ class TestUpdate:
         assert [salary.amount for salary in found.salaries] == [salary.amount for salary in they.salaries]
         assert number(found) == number(they)
 
-    @pytest.mark.parametrize("meanwhile", ["changed", "changed by a query", "deleted"])
+    @pytest.mark.parametrize("meanwhile", ["changed", "deleted"])
     async def test_the_later_of_two_who_edit_a_user_is_told(self, db: Db, users: Users, meanwhile: str) -> None:
         me = await users.create(a_family())
-        they = await read(users, me.id)
         if meanwhile == "deleted":
-            await users.delete(they.id)
-        elif meanwhile == "changed":
-            they.name = "theirs"
-            await users.update(they)
-        else:  # a query of one's own counts the version itself
-            async with db.session() as session:
+            await users.delete(me.id)
+        else:
+            async with db.session() as session:  # a query of one's own counts the version itself
                 await session.execute(update(UserDb).values(name="theirs", version=UserDb.version + 1))
         me.name = "mine"
-        me.salaries.append(a_salary("1000"))
+        me.salaries.pop()
         with pytest.raises(StaleDataError):
             await users.update(me)
         assert await names(users) == ([] if meanwhile == "deleted" else ["theirs"])
-        assert Decimal(1000) not in await scalars(db, select(Salary.amount))
+        assert await scalars(db, select(func.count()).select_from(Salary)) == [0 if meanwhile == "deleted" else 3]
 
     async def test_an_object_without_its_version_is_refused(self, users: Users) -> None:
         id = (await users.create(a_family())).id
@@ -260,31 +242,10 @@ class TestUpdate:
 
     async def test_new_and_stored_objects_are_not_taken_for_each_other(self, users: Users) -> None:
         stored = await users.create(a_user())
-        stored.name = "Ada"
         with pytest.raises(InvalidRequestError, match="is new"):
             await users.update(a_user(2))
-        for row in (stored, await read(users, stored.id)):
-            with pytest.raises(InvalidRequestError, match="was stored before"):
-                await users.create_many([a_user(3), row])
-        assert await names(users) == ["User 1"]
-
-    async def test_objects_of_a_failed_transaction_are_spent(self, stack: Stack, db: Db, users: Users) -> None:
-        found, made = await read(users, (await users.create(a_family(1))).id), a_family(2)
-        shown = [repr(found), repr(made)]
-        with pytest.raises(ZeroDivisionError):
-            async with db.transaction() as tx:
-                await stack.users(tx).create(made)
-                found.name = "Ada"
-                await stack.users(tx).update(found)
-                raise ZeroDivisionError
-        with statements(db) as seen:
-            for row in (found, made):
-                with pytest.raises(InvalidRequestError, match="spent by an error"):
-                    await users.update(row)
-                with pytest.raises(InvalidRequestError, match="make a new object"):
-                    await users.create(row)
-            assert [repr(found), repr(made)] == shown
-        assert seen == []
+        with pytest.raises(InvalidRequestError, match="was stored before"):
+            await users.create_many([a_user(3), stored])
         assert await names(users) == ["User 1"]
 
     async def test_merge_takes_an_object_into_a_session(self, db: Db, users: Users) -> None:
@@ -300,8 +261,13 @@ class TestUpdate:
 
 
 async def test_delete_takes_the_children_along_and_says_whether_there_was_one(db: Db, users: Users) -> None:
-    _, user = await users.create_many([a_family(1), a_family(2)])
+    _, user, other = await users.create_many([a_family(1), a_family(2), a_family(3)])
     assert [await users.delete(user.id), await users.delete(user.id)] == [True, False]
+    found = await users.get_by_id(other.id)
+    with statements(db) as seen:
+        async with db.session() as session:
+            await session.delete(found)
+    assert len(seen) == 1, "the database deletes the children, a session of one's own need not read them"
     for model, left in ((UserDb, 1), (TaxAccount, 1), (Salary, 3)):
         assert await scalars(db, select(func.count()).select_from(model)) == [left]
 
@@ -334,15 +300,16 @@ async def test_statements_of_each_call(stack: Stack, db: Db, users: Users) -> No
 
 
 async def test_money_means_the_same_inside_the_database(db: Db, users: Users) -> None:
-    cent, euro, most = Decimal("0.10"), Decimal("0.20"), Decimal("9999999999.99")
-    await users.create(a_user(salaries=[a_salary(str(amount)) for amount in (cent, euro, most)]))
+    cent, more, whole, most = amounts = [Decimal(amount) for amount in ("0.10", "0.20", "5.00", "9999999999.99")]
+    await users.create(a_user(salaries=[a_salary(str(amount)) for amount in amounts]))
     amount, small = Salary.amount, Salary.amount < 1
     assert await scalars(db, select(amount * 2).where(small).order_by(amount)) == [Decimal("0.20"), Decimal("0.40")]
     assert await scalars(db, select(func.sum(amount)).where(small)) == [Decimal("0.30")]
-    assert await scalars(db, select(func.sum(amount))) == [Decimal("10000000000.29")]
+    assert await scalars(db, select(func.sum(amount))) == [Decimal("10000000005.29")]
     assert [f"{mean:.2f}" for mean in await scalars(db, select(func.avg(amount)).where(small))] == ["0.15"]
-    assert await scalars(db, select(amount).where(amount == euro)) == [euro]
-    assert await scalars(db, select(amount).where(amount > cent).order_by(amount)) == [euro, most]
+    assert await scalars(db, select(amount).where(amount == more)) == [more]
+    assert await scalars(db, select(amount).where(amount > cent).order_by(amount)) == [more, whole, most]
+    assert await scalars(db, text("SELECT amount / 2 FROM salaries WHERE amount = 5")) == [Decimal("2.5")]
 
 
 @pytest.mark.parametrize(
@@ -351,15 +318,16 @@ async def test_money_means_the_same_inside_the_database(db: Db, users: Users) ->
         (UserDb, "name", ["", " \t\n", "x" * 101, None, 7, "a\x00b", "\ud800"]),
         (UserDb, "email", ["", "@x", "nobody.example.com", "x" * 243 + "@example.com", None, "a\x00@example.com"]),
         (TaxAccount, "number", ["", " ", "x" * 33, None, 7, "\x00", "\udfff"]),
-        (Salary, "amount", [Decimal(value) for value in ("-0.01", "0.001", "10000000000", "NaN", "sNaN", "Infinity")]),
-        (Salary, "amount", [-1, 10**10, 1.5, "1.50", None]),
+        (
+            Salary,
+            "amount",
+            [*map(Decimal, ("-0.01", "0.001", "1E10", "NaN", "sNaN", "Infinity")), -1, 1.5, "1.50", None],
+        ),
         (Salary, "paid_on", [datetime(2026, 1, 1), "2026-01-01", None]),  # noqa: DTZ001 - a time is what it can't hold
     ],
 )
 def test_a_value_that_the_model_cannot_hold_is_refused_where_it_is_set(model: Any, field: str, values: Any) -> None:
     for value in values:
-        with pytest.raises(ValueError):
-            model(**{field: value})
         with pytest.raises(ValueError):
             setattr(model(), field, value)
 
@@ -375,43 +343,33 @@ class Note(Own):
     __tablename__ = "notes"
     __table_args__ = (UniqueConstraint("word"), {"comment": "what people note"})
     __mapper_args__ = {**Base.__mapper_args__, "confirm_deleted_rows": False}
-
     word: Mapped[str] = mapped_column(String(20))
     edits: Mapped[int] = mapped_column(server_default="0", onupdate=text("edits + 1"))
 
 
-@pytest.fixture
-def notes(stack: Stack, db: Db) -> Iterator[RepositoryAsync[Note]]:
+async def test_a_model_with_options_of_its_own_keeps_those_of_base(stack: Stack, db: Db) -> None:
     with stack.sync() as sync:
-        Own.metadata.create_all(sync.engine)
-        yield stack.rows(db, Note)
         Own.metadata.drop_all(sync.engine)
-
-
-async def test_a_model_with_options_of_its_own_keeps_those_of_base(notes: RepositoryAsync[Note]) -> None:
+        Own.metadata.create_all(sync.engine)
+    notes = stack.rows(db, Note)
     mine, other = await notes.create_many([Note(word="e"), Note(word="é")])
-    theirs = await notes.get_by_id(mine.id)
-    assert theirs
+    theirs = (await notes.get_page())[0]
     theirs.word = "once"
     await notes.update(theirs)
     assert (theirs.word, theirs.edits, theirs.version) == ("once", 1, 2), "what the database computes can be read"
     mine.word = "twice"
     with pytest.raises(StaleDataError):
         await notes.update(mine)
-    assert await notes.delete(other.id)
+    await notes.delete(other.id)
     assert (await notes.create(Note(word="\U0001f980"))).id > other.id
 
 
 class TestContext:
-    async def test_makes_and_drops_the_tables_and_works_after_dispose(self, stack: Stack, db: Db) -> None:
-        users = stack.users(db)
+    async def test_drops_and_makes_the_tables(self, db: Db, users: Users) -> None:
         await users.create(a_family())
         await db.drop_all()
         await db.create_all()
-        await db.dispose()
-        async with db:
-            await db.create_all()
-            assert await users.get_page() == []
+        assert await users.get_page() == []
 
     @pytest.mark.parametrize(("in_url", "in_args"), [(None, None), (7, None), (None, 5), (7, 5)])
     async def test_your_options_win_over_the_defaults(
@@ -430,6 +388,12 @@ class TestContext:
                 await stack.users(db).get_page()
             assert sync_engine(db).hide_parameters is (in_args is None)
 
+    @pytest.mark.parametrize("stack", ["asyncpg", "psycopg"], indirect=True)
+    async def test_your_isolation_level_holds_for_reads_too(self, stack: Stack) -> None:
+        async with stack.context(isolation_level="REPEATABLE READ") as db, db.read_session() as session:
+            level = await session.execute(select(func.current_setting("transaction_isolation")))
+            assert level.scalar() == "repeatable read"
+
     def test_refuses_a_database_in_memory(self) -> None:
         spellings = ["", "/", "/:memory:", "/:memory:?cache=shared", "/file::memory:?uri=true", "/file:?uri=true"]
         for path in [*spellings, "/file:x?mode=memory&uri=true", "/file:/x?vfs=memdb&uri=true"]:
@@ -437,25 +401,16 @@ class TestContext:
                 with pytest.raises(ArgumentError, match="use a file"):
                     context(f"{driver}://{path}")
 
-    def test_says_in_one_line_that_a_driver_is_for_the_async_stack(self) -> None:
-        for driver in ("sqlite+aiosqlite", "postgresql+asyncpg", "mysql+aiomysql", "mysql+asyncmy"):
-            with pytest.raises(ArgumentError, match=r"^[^\n]*is an async driver: it is for DbContextAsync\.$"):
-                DbContext(f"{driver}://host/name")
-
-    def test_never_shows_the_password_of_a_wrong_url(self) -> None:
+    def test_refuses_a_wrong_url_in_one_line_without_the_password(self) -> None:
         secret, passwords = "sesame", ("p@{}", "{}@/", "p@{}/", "p@12/{}", "p@12:{}", "p@{}?", "{}@[")
         urls = [f"postgresql+psycopg://user:{password}@host/name" for password in passwords]
-        for url in [
-            *urls,
-            "my sql://user:{}@host",
-            "user:{}@host",
-            "nodriver://user:{}@host",
-            "mysql://user:{}@host:port",
-        ]:
-            with pytest.raises(ArgumentError) as caught:
+        urls += ["my sql://user:{}@host", "user:{}@host", "nodriver://user:{}@host", "mysql://user:{}@host:port"]
+        for url in [*urls, "postgresql+asyncpg://user:{}@host", "mysql+aiomysql://user:{}@host"]:
+            with pytest.raises(ArgumentError, match=r"^[^\n]*$") as caught:
                 DbContext(url.format(secret))
             shown = "".join(traceback.format_exception(caught.value)) + explain(caught.value, url.format(secret))
             assert secret not in shown, url
+            assert ("is for DbContextAsync" in shown) == ("+a" in url)
 
     def test_never_shows_the_password_where_no_server_answers(self) -> None:
         for password in ("sesame", "12/sesame", "sesame/%40", "12:sesame", "?sesame#", "[sesame"):

@@ -176,7 +176,7 @@ class Conflict:
 
     def __init__(self, stack: Stack, outside: Connection, rival: Connection, code: str | int) -> None:
         self.stack, self.outside, self.rival, self.code, self.attempts = stack, outside, rival, code, 0
-        self.thread, self.waits, self.seen = ThreadPoolExecutor(1), Future[None](), list[Any]()
+        self.thread, self.waits, self.seen = ThreadPoolExecutor(1), Future[None](), list[bool]()
 
     def change(self, name: str) -> None:
         self.rival.execute(text("UPDATE users SET version = version + 1 WHERE email = :name"), {"name": name})
@@ -191,7 +191,7 @@ class Conflict:
             self.change("second")
             self.waits = self.thread.submit(self.change, "first")
             while not self.outside.scalar(text(f"SELECT count(*) FROM {waiting}")):
-                time.sleep(0.01)
+                time.sleep(0.2)  # MariaDB shows the same again to who asks within 0.1 s
         else:
             self.change("second")  # which locks it
             if self.code != 1205:
@@ -219,7 +219,9 @@ class Conflict:
                 try:
                     await self.stack.users(inner).update(second)
                 except DBAPIError as error:
-                    self.seen.append(getattr(error.orig, "sqlstate", None) or (error.orig and error.orig.args[0]))
+                    self.seen.append(
+                        self.code in (getattr(error.orig, "sqlstate", None), *getattr(error.orig, "args", ()))
+                    )
                     if caught != "inside":
                         raise
         await create(self.stack, tx, "after")
@@ -244,7 +246,7 @@ class TestAConflictInAnInnerTransaction:
         async with stack.context(**options) as db:
             await run(stack, db, lambda tx: conflict.work(tx))
             assert pool(db).checkedout() == 0
-        assert (conflict.seen, conflict.attempts) == ([conflict.code], 2)
+        assert (conflict.seen, conflict.attempts) == ([True], 2)
         assert names(outside) == ["first!", "second!", "before", "after"]
 
     @pytest.mark.parametrize("caught", ["inside", "around"])
@@ -258,7 +260,7 @@ class TestAConflictInAnInnerTransaction:
                 async with db.transaction() as tx:
                     await conflict.work(tx, caught)
             conflict.release()
-            assert conflict.seen == [conflict.code]
+            assert conflict.seen == [True]
             assert pool(db).checkedout() == 0
             assert names(outside) == ["first", "second"]
             await create(stack, db, "next")

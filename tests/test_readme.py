@@ -1,220 +1,190 @@
-"""Every command, snippet and table of the README, run as it stands there by somebody who just cloned the repository."""
+"""Every command, snippet and step of the README, as it stands there."""
 
 import re
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+import sqlite3
+import tomllib
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import pytest
+from sqlalchemy import text
 
 from database.context import DbContext
-from database.models import Base
-from tests.readme import BLOCKS, README, ROOT, block, need_uv, run, run_python, used
-from tests.servers import free_port
+from database.context_async import DbContextAsync
+from tests.readme import ROOT, TEXT, Block, Reader, blocks, environment, found, read
 
-
-def copy_project(folder: Path) -> Path:
-    """What a clone would hold, with the changes that are not committed yet."""
-    files = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True)
-    for name in files.split():
-        if (ROOT / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone in which the demo has run."""
-    need_uv()
-    folder = copy_project(tmp_path_factory.mktemp("clone"))
-    demo, _ = block("Run it", "sh").splitlines()
-    (folder / "printed").write_text(run(demo, folder))
-    return folder
+SECTIONS = (
+    "Run it, The map, Reading and writing, Transactions, Your own models, Migrations, PostgreSQL and MySQL, "
+    "Copy into a project, Testing your own code, More than one machine, How fast"
+)
+MODELS = [
+    block for block in blocks("Your own models") if "# application.py" not in block.code and block.language != "sh"
+]
+ROWS = [[cell.strip() for cell in row.split("|")] for row in read("Copy into a project").splitlines() if "| `" in row]
+FILES = {goal: files.replace("`", "") for _, goal, files, *_ in ROWS}
+PACKAGES = {goal: packages.strip("`").split() for _, goal, _, packages, _ in ROWS}
+NewUrl = Callable[[str], str]
 
 
 @pytest.fixture
-def copy(clone: Path, tmp_path: Path) -> Path:
-    """A clone to change."""
-    shutil.copytree(clone, tmp_path / "copy", ignore=shutil.ignore_patterns(".venv"))
-    (tmp_path / "copy/.venv").symlink_to(clone / ".venv")
-    return tmp_path / "copy"
+def clone(tmp_path: Path) -> Reader:
+    return Reader(tmp_path / "clone").clone()
 
 
-def test_the_demo_prints_what_the_readme_says(clone: Path) -> None:
-    pattern = re.escape(block("Run it", "text")).replace("5f0c9a1e", "[0-9a-f]{8}")
-    assert re.fullmatch(pattern, (clone / "printed").read_text())
+def test_is_short_and_in_order() -> None:
+    assert len(TEXT.split()) <= 1800
+    assert re.findall(r"^## (.*)$", TEXT, re.MULTILINE) == SECTIONS.split(", ")
 
 
-def test_the_gate_runs_the_test_command() -> None:
-    _, tests = block("Run it", "sh").splitlines()
-    assert f"\n{tests}\n" in (ROOT / ".ci/run").read_text()
-
-
-def test_the_map_names_every_file() -> None:
-    named = set(re.findall(r"\w+\.py", block("The map", "text")))
+def test_names_what_is_there() -> None:
+    named = set(re.findall(r"\w+\.py", blocks("The map")[0].code))
     there = {path.name for pattern in ("*.py", "database/*.py", "repositories/*.py") for path in ROOT.glob(pattern)}
     assert named == there - {"__init__.py"}
+    links = re.findall(r"\]\((?!https:)(.*?)\)", TEXT)
+    assert links
+    assert all((ROOT / link).is_file() for link in links)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert set(re.findall(r"--extra (\w+)` \(or `(\w+)`", TEXT)[0]) == set(project["project"]["optional-dependencies"])
+    assert found(r"--group (\w+) python -m tests.benchmarks", "How fast") in project["dependency-groups"]
+    assert f"\n{blocks('Run it')[0].code.splitlines()[1]}\n" in (ROOT / ".ci/run").read_text()
 
 
-def test_without_uv(tmp_path: Path) -> None:
-    folder = copy_project(tmp_path)
-    commands = block("Run it", "sh", 1).replace("python -m venv", f"{sys.executable} -m venv")
-    assert "Deleted  user 1: gone" in run(commands, folder)
+def test_without_uv(clone: Reader, tmp_path: Path) -> None:
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    command = found("`pip install .`, then `python (.+?)`", "Run it")
+    assert "Deleted" in clone.run(f"{environment(tmp_path / 'environment', needed)}/bin/python {command}")
 
 
-def test_async_snippet(clone: Path) -> None:
-    assert run_python(block("Async code", "python"), clone) == "True\n"
+def test_snippets_before_and_after_the_demo(clone: Reader) -> None:
+    demo, printed = blocks("Run it")
+    command = demo.code.splitlines()[0]
+    for number in range(2):
+        _, use_async, use_sync = [clone.do(block) for block in blocks("Reading and writing")]
+        assert re.fullmatch(r"UserDb\(id=\d+\) 2\nTrue\n", use_async)
+        assert use_sync == number * "UserDb(id=3) []\n"
+        nested, repeated = [clone.do(block) for block in blocks("Transactions")]
+        assert nested == "there is one already\nTrue\n"
+        assert re.fullmatch(r"UserDb\(id=\d+\)\n", repeated)
+        story = re.sub(r"\b(user|id) \d+", r"\1 1", clone.run(command))
+        assert re.sub(r"(?<=ada\.|TAX-)[0-9a-f]{8}", "5f0c9a1e", story) == printed.code
 
 
-def test_async_snippet_without_async_and_await(clone: Path) -> None:
-    code = block("Async code", "python").replace("import asyncio\n", "").replace("asyncio.run(main())", "main()")
-    assert run_python(re.sub(r"\b(async|await) |_async\b", "", code), clone) == "True\n"
+def follow_the_clone(clone: Reader) -> str:
+    """Start from a clone, and return what the program prints."""
+    printed = ""
+    for step in re.split(r"\n(?=\d\. )", read("Your own models")):
+        if renamed := re.findall(r"In `(.+?)` and `(.+?)` write `(.+?)` for `(.+?)` and `(.+?)` for `(.+?)`", step):
+            *files, new, old, new_class, old_class = renamed[0]
+            for file in files:
+                source = (clone.folder / file).read_text()
+                (clone.folder / file).write_text(source.replace(old, new).replace(old_class, new_class))
+        for block in [block for block in blocks("Your own models") if block.code in step]:
+            printed = clone.do(block)
+    (clone.folder / "README.md").write_text("My own")
+    return printed
 
 
-def test_sync_snippet(copy: Path) -> None:
-    snippet = block("Sync code", "python")
-    assert run_python(snippet, copy) == "Alan Turing []\nTrue\n"
-    ada = "UserDb(name='Ada', email='a@b', salaries=[Salary(amount=7, paid_on=date(2026, 1, 1))])"
-    create = f"    users.create({ada})\n    grace ="
-    imports = "from datetime import date\n\nfrom database.models import Salary\n"
-    printed = run_python(imports + snippet.replace("    grace =", create), copy)
-    assert printed == "Ada [Decimal('7.00')]\nAlan Turing []\nTrue\n"
+def test_start_from_a_clone_add_a_column_and_test(clone: Reader) -> None:
+    assert follow_the_clone(clone).endswith("\n[Company(id=2)]\n")
+    for path in [path for path in clone.folder.rglob("*") if path.is_file() and path.suffix not in (".pyc", ".db")]:
+        assert not re.search(r"user_?(db|repo)|tax_?account|salar", path.read_text(), re.IGNORECASE), path
+    [first] = clone.folder.glob("database/migrations/versions/*.py")
+    assert "'companies'" in first.read_text()
+
+    with (clone.folder / "database/models.py").open("a") as models:
+        models.write(f"    {found('add a line to its class, `(.+?)`', 'Migrations')}\n")
+    for block in blocks("Migrations"):
+        clone.do(block)
+    with closing(sqlite3.connect(clone.folder / "example.db")) as connection:
+        assert connection.execute("SELECT name, city, version FROM companies").fetchall() == [
+            ("Acme", "", 2),
+            ("Hooli", "", 2),
+        ]
+
+    check_tests(clone, "async")
+    clone.run("uv run ruff check --extend-exclude database/migrations/versions")
 
 
-def test_run_snippet(copy: Path) -> None:
-    rename = block("When one machine is not enough", "python")
-    assert run_python(rename, copy) == "2\n"
-    assert run_python(rename, copy) == "2\n"
+def check_tests(reader: Reader, stack: str) -> None:
+    """Write the fixture and the test of one stack. The test runs twice, so the second finds what the first left."""
+    _, *fixtures, test = blocks("Testing your own code")
+    fixture = fixtures[stack == "sync"].code
+    assert len(fixture.partition("@")[2].splitlines()) <= 6
+    code = test.code if stack == "async" else as_sync(test.code)
+    [again] = re.findall(r"^(?:async )?def test_.*", code, re.MULTILINE | re.DOTALL)
+    reader.do(Block("python", fixture))
+    reader.do(Block("python", code + again.replace("def test_", "def test_again_")))
+    before = files(reader.folder)
+    assert "2 passed" in reader.run("uv run pytest -p no:cacheprovider")
+    assert files(reader.folder) == before
 
 
-def test_the_benchmark_starts(copy: Path) -> None:
-    (copy / ".venv").unlink()  # it wants one of its own
-    command = re.findall(r"`(uv run .*tests\.benchmarks)`", README)[0]
-    assert "--rounds" in run(f"{command} --help", copy)
+def files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
 
 
-def test_migration_commands(copy: Path) -> None:
-    (copy / "example.db").unlink()
-    upgrade, check = re.findall(r"`(uv run alembic [^`]+)`", README)
-    assert run(upgrade, copy) == ""
-    assert run(check, copy) == "No new upgrade operations detected.\n"
+def as_sync(code: str) -> str:
+    return re.sub(r"\b(async|await) |(_a|A)sync\b|\+aiosqlite|import asyncio\n|asyncio\.run", "", code)
 
 
-def test_a_column_and_a_model_of_your_own(copy: Path) -> None:
-    model, repository, use = (block("Migrations", "python", number) for number in range(3))
-    column, default = re.findall(r"\*\*A new column\*\* goes into its class: `(.+?)`.* gets a `(.+?)`", README)[0]
-    required = column.replace("nickname", "motto").replace(" | None", "").replace("))", f"), {default})")
-    run_python(block("Sync code", "python").replace("users.delete(alan.id)", "'Alan stays'"), copy)
-    models = copy / "database/models.py"
-    columns = rf"\g<0>\n    {column}\n    {required}"
-    source, found = re.subn(r"^    email: .*$", columns, models.read_text(), flags=re.MULTILINE)
-    assert found == 1
-    models.write_text(f"{source}\n\n{model}")
-    (copy / "repositories/company_repository.py").write_text(repository)
-    run(block("Migrations", "sh"), copy)
-    assert run_python(use, copy) == "1\n"
-    with DbContext(f"sqlite:///{copy}/example.db") as db, db.engine.connect() as connection:
-        alan = connection.exec_driver_sql("SELECT name, nickname, motto FROM users").one()
-        assert tuple(alan) == ("Alan Turing", None, "")
-    run("uv run alembic check", copy)
+@pytest.mark.parametrize("goal", ["async", "sync", "both"])
+def test_copy_into_a_project(goal: str, tmp_path: Path) -> None:
+    goals = ["async", "sync"] if goal == "both" else [goal]
+    begin = found("A new project begins with `(.+?)`", "Copy into a project")
+    copy, program, migrate = blocks("Copy into a project")
+    packages = [package for row in (*goals, "migrations") for package in PACKAGES[row]] + ["pytest", "pytest-asyncio"]
+    (own := tmp_path / "own").mkdir()
+    reader = Reader(own, environment(tmp_path / "environment", packages), PYTEST_DEBUG_TEMPROOT=str(own))
+    reader.run(begin)
+
+    def carry(row: str) -> None:
+        commands = copy.code.replace("../sqlalchemy-dual-stack-template", str(ROOT))
+        reader.run(commands.replace("FILES", FILES[row]).replace("PACKAGES", " ".join(PACKAGES[row])))
+
+    for row in goals:
+        carry(row)
+        other = "repository.py" if row == "async" else "repository_async.py"
+        for block in [block for block in MODELS if other not in block.code]:
+            reader.do(block)
+        code = program.code if row == "async" else as_sync(program.code)
+        assert reader.do(Block("python", code)) == "[]\n"
+
+    carry("migrations")
+    (reader.folder / "app.db").unlink()
+    settings = reader.folder / "env.py"
+    settings.write_text(settings.read_text().replace("example.db", "app.db"))
+    reader.do(migrate)
+    [first] = reader.folder.glob("database/migrations/versions/*_first.py")
+    assert "'companies'" in first.read_text()
+    assert len(re.findall("sqlite.*create_all", code, re.DOTALL)) == 1
+    code = re.sub(r"\n.*create_all.*", "", code).replace('"sqlite+aiosqlite:///app.db"', "env.DB_CONNECTION_STRING")
+    code = code.replace('"sqlite:///app.db"', "env.DB_SYNC_CONNECTION_STRING")
+    assert reader.do(Block("python", f"import env\n{code}")) == "[]\n"
+    if goal != "both":
+        with (reader.folder / "pyproject.toml").open("a") as project:
+            project.write(blocks("Testing your own code")[0].code)
+        check_tests(reader, goal)
 
 
-def test_postgresql(copy: Path, new_url: Callable[[str], str]) -> None:
-    url = new_url("postgresql+asyncpg")
-    commands, urls = re.subn(r'(?<=DB_CONNECTION_STRING=")[^"]+', url, block("PostgreSQL and MySQL", "sh"))
+@pytest.mark.parametrize("driver", ["postgresql+asyncpg", "postgresql+psycopg", "mysql+aiomysql"])
+def test_another_database_is_one_variable(driver: str, clone: Reader, new_url: NewUrl) -> None:
+    section = "PostgreSQL and MySQL"
+    assert f"{driver}://" in read(section)
+    [block] = blocks(section)
+    commands, urls = re.subn(r'(?<=DB_CONNECTION_STRING=")[^"]+', new_url(driver), block.code)
     assert urls == 1
-    assert "Database postgresql+asyncpg://" in run(commands, copy)
+    assert f"Database {driver}://" in clone.run(commands)
 
 
-def test_mysql(copy: Path, new_url: Callable[[str], str]) -> None:
-    command, url = re.findall(r"^For MySQL and MariaDB it is `(.+?)` and `(.+?)`", README, re.MULTILINE)[0]
-    run(command, copy)
-    given = new_url("mysql+aiomysql")
-    assert url.partition("://")[0] == given.partition("://")[0]
-    assert f"Database {given}" in run("uv run main.py", copy, DB_CONNECTION_STRING=given)
-
-
-def test_the_diagram_shows_the_models() -> None:
-    diagram = block("The tables", "mermaid")
-    drawn = {
-        table: re.findall(r"(\w+) (\w+)", re.sub(r" (PK|FK|UK)\b,?", "", columns))
-        for table, columns in re.findall(r"^    (\w+) \{(.*)\}$", diagram, re.MULTILINE)
-    }
-    types = {"BigInteger": "bigint", "String": "varchar", "Integer": "int", "Money": "numeric", "Date": "date"}
-    assert drawn == {
-        table.name: [(types[type(column.type).__name__], column.name) for column in table.columns]
-        for table in Base.metadata.tables.values()
-    }
-
-
-@pytest.fixture
-def serve(copy: Path) -> Iterator[Callable[[str, str, str], str]]:
-    """A function that runs a recipe's application as a real server and returns its address."""
-    servers = []
-
-    def start(packages: str, code: str, command: str) -> str:
-        (copy / "web.py").write_text(code)
-        run(f"uv pip install --quiet {packages}", copy)
-        port = free_port()
-        with (copy / "web.log").open("w") as log:
-            servers.append(subprocess.Popen([*command.format(port=port).split()], cwd=copy, stdout=log, stderr=log))
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return f"http://127.0.0.1:{port}"
-            time.sleep(0.05)
-        raise RuntimeError((copy / "web.log").read_text())
-
-    yield start
-    for server in servers:
-        server.send_signal(signal.SIGINT)
-        server.wait(20)
-    assert "Traceback" not in (copy / "web.log").read_text()
-
-
-def call(url: str, json: Any = None) -> tuple[int, str]:
-    request = Request(
-        url, None if json is None else str(json).replace("'", '"').encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with urlopen(request) as answer:
-            return answer.status, answer.read().decode()
-    except HTTPError as error:
-        return error.code, ""
-
-
-@pytest.mark.parametrize(
-    ("number", "packages", "command"),
-    [
-        (0, "fastapi[standard]", "uv run fastapi run web.py --port {port}"),
-        (1, "flask", "uv run flask --app web run --port {port}"),
-    ],
-)
-def test_in_a_framework(serve: Callable[[str, str, str], str], number: int, packages: str, command: str) -> None:
-    address = serve(packages, block("In FastAPI and Flask", "python", number), command)
-    ada, eva = ({"name": name, "email": f"{name}@example.com"} for name in ("Ada", "Eva"))
-    assert call(f"{address}/users/1")[0] == 404
-    status, ids = call(f"{address}/users", [ada])
-    assert status == 201
-    id = int(ids.strip("[]\n "))
-    assert call(f"{address}/users/{id}")[0] == 200
-    assert call(f"{address}/users", [eva, ada])[0] == 409
-    assert call(f"{address}/users/{id + 1}")[0] == 404, "one request is one transaction: Eva was not stored"
-    assert call(f"{address}/users", [{"name": "", "email": "x@example.com"}])[0] == 422
-    assert call(f"{address}/users", [{"name": "Ida"}])[0] == 422
-    assert call(f"{address}/users", [eva])[0] == 201
-
-
-def test_every_block_is_run(request: pytest.FixtureRequest) -> None:
-    if request.session.testscollected > len(BLOCKS) and not request.config.option.keyword:
-        unused = [block for block in BLOCKS if block not in used]
-        assert [block.section for block in unused] == ["Test your own code"], "which test_copying runs"
+async def test_options_behind_pgbouncer(new_url: NewUrl) -> None:
+    for driver, context in (("psycopg", DbContext), ("asyncpg", DbContextAsync)):
+        options = found(rf"{driver} `connect_args=(\{{.+?\}})`", "PostgreSQL and MySQL")
+        arguments = {key: {"0": 0, "None": None}[value] for key, value in re.findall(r'"(\w+)": (\w+)', options)}
+        db = context(new_url(f"postgresql+{driver}"), connect_args=arguments)
+        if isinstance(db, DbContext):
+            with db, db.read_session() as session:
+                assert session.scalar(text("SELECT 1")) == 1
+        else:
+            async with db, db.read_session() as session_async:
+                assert await session_async.scalar(text("SELECT 1")) == 1
