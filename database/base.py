@@ -14,7 +14,6 @@ MAX_ID = 2**63 - 1
 # Else SQLite gives the id of a deleted row to the next one, and MySQL's set-up decides whether é equals e.
 TABLE_OPTIONS: dict[str, Any] = {
     "sqlite_autoincrement": True,
-    **dict.fromkeys(("mysql_charset", "mariadb_charset"), "utf8mb4"),
     **dict.fromkeys(("mysql_collate", "mariadb_collate"), "utf8mb4_bin"),
 }
 
@@ -45,8 +44,7 @@ class Base(DeclarativeBase):
         return Table(*args, **TABLE_OPTIONS | options)
 
     def __repr__(self) -> str:
-        identity = inspect(self).identity  # needs no query, also when the attributes are spent
-        return f"{type(self).__name__}(id={identity[0] if identity else None})"
+        return f"{type(self).__name__}(id={(inspect(self).identity or [None])[0]})"  # without a query, also when spent
 
 
 def check_new(*rows: Base) -> None:

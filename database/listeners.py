@@ -77,6 +77,8 @@ def set_up_sqlite(connection: Any, _: object) -> None:
 
 def begin_immediate(connection: Connection) -> None:
     """Take the write lock now, for transaction(): one that reads first can't get it once somebody else wrote."""
+    if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        raise InvalidRequestError("Python's autocommit=False overrides AUTOCOMMIT here: what is written would be lost.")
     if connection.get_execution_options().get("begin_immediate"):
         connection.exec_driver_sql("COMMIT")
         connection.exec_driver_sql("BEGIN IMMEDIATE")

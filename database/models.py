@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship, validates
 
 from database.base import Base, Id, check_text
 
-# SQLite has no decimals, only floats: twelve digits are exact there and back, without SQLAlchemy's warning.
+# SQLite has no decimals, and would divide whole amounts as integers: twelve digits of a float are exact there and back.
 Money = Numeric(12, 2).with_variant(Float(asdecimal=True, decimal_return_scale=2), "sqlite")
 
 # lazy="raise": what no option loaded says so, in both stacks. passive_deletes: ON DELETE CASCADE deletes the children.

@@ -1,7 +1,6 @@
 """users, tax accounts, salaries
 
 Revision ID: 2fb5c23a4f71
-Revises:
 Create Date: 2026-11-24 12:00:00+00:00
 """
 
@@ -20,9 +19,7 @@ ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 MONEY = sa.Numeric(12, 2).with_variant(sa.Float(asdecimal=True, decimal_return_scale=2), "sqlite")
 OPTIONS: dict[str, Any] = {
     "sqlite_autoincrement": True,
-    "mysql_charset": "utf8mb4",
     "mysql_collate": "utf8mb4_bin",
-    "mariadb_charset": "utf8mb4",
     "mariadb_collate": "utf8mb4_bin",
 }
 
