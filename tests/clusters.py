@@ -1,10 +1,9 @@
-"""Clusters of real servers on this machine: three Galera nodes, and a PostgreSQL with a synchronous standby."""
+"""A cluster of real servers on this machine: three Galera nodes."""
 
 import getpass
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,9 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import psycopg
-
-from tests.servers import MariaDB, Postgres, Server, free_port
+from tests.servers import MariaDB, free_port
 
 LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/opt/homebrew/lib")
 
@@ -108,50 +105,3 @@ def galera_cluster() -> Iterator[list[GaleraNode]]:
         finally:
             for node in nodes:
                 node.kill()
-
-
-class Primary(Postgres):
-    """A PostgreSQL that acknowledges a COMMIT when its standby has it too."""
-
-    def command(self) -> list[str]:
-        return [*super().command(), "--synchronous_standby_names=*"]
-
-
-class Standby(Postgres):
-    """A copy of a primary that follows it, can be read, and takes over when told to.
-
-    The primary's --synchronous_standby_names isn't in its files, so the copy doesn't wait for a standby of its own.
-    """
-
-    def __init__(self, folder: Path, primary: Primary) -> None:
-        Server.__init__(self, folder)
-        self.run_as, self.programs = primary.run_as, primary.programs
-        folder.mkdir(mode=0o700)
-        if self.run_as:
-            shutil.chown(folder, self.run_as)
-        source = f"--dbname={primary.url('postgresql', 'postgres')}"
-        backup = [str(self.programs / "pg_basebackup"), source, f"--pgdata={folder}", "--checkpoint=fast"]
-        backup.append("--write-recovery-conf")  # which makes it a standby
-        subprocess.run(backup, check=True, user=self.run_as, cwd="/", stdout=subprocess.DEVNULL)
-
-    def promote(self) -> None:
-        self.execute("SELECT pg_promote()")
-
-
-@contextmanager
-def postgres_pair() -> Iterator[tuple[Primary, Standby]]:
-    """Start a primary and its synchronous standby."""
-    with TemporaryDirectory(prefix="pair-") as folder:
-        servers: list[Postgres] = []
-        try:
-            servers.append(primary := Primary(Path(folder) / "primary"))
-            primary.start()
-            servers.append(standby := Standby(Path(folder) / "standby", primary))
-            standby.start()
-            with psycopg.connect(primary.url("postgresql", "postgres"), autocommit=True) as connection:
-                query = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
-                wait_until(lambda: connection.execute(query).fetchone() is not None, "the standby follows")
-            yield primary, standby
-        finally:
-            for server in servers:
-                server.kill()

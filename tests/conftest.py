@@ -44,7 +44,7 @@ def missing(reason: str) -> NoReturn:
 
 @contextmanager
 def running(server_class: type[Server]) -> Iterator[Server]:
-    if server_class is MariaDB and not MariaDB.program("mariadbd"):
+    if issubclass(server_class, MariaDB) and not MariaDB.program("mariadbd"):
         missing(NO_MARIADB)
     with TemporaryDirectory(prefix="db-") as folder:
         server = server_class(Path(folder) / "data")

@@ -15,11 +15,11 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from database.context import DbContext
-from tests.clusters import GaleraNode, Primary, Standby, galera_cluster, postgres_pair, wait_until
+from tests.clusters import GaleraNode, galera_cluster, wait_until
 from tests.conftest import DRIVERS, missing
 from tests.servers import Server
 from tests.stacks import Stack
-from tests.test_faults import MYSQL, POSTGRES, create, run
+from tests.test_faults import MYSQL, create, run
 
 pytestmark = pytest.mark.cluster
 
@@ -33,12 +33,6 @@ def galera() -> Iterator[list[GaleraNode]]:
         missing(NO_GALERA)
     with galera_cluster() as nodes:
         yield nodes
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[Primary, Standby]]:
-    with postgres_pair() as servers:
-        yield servers
 
 
 def stack_of(name: str, url: str) -> Stack:
@@ -143,27 +137,3 @@ async def test_a_galera_node_dies_and_comes_back_and_no_write_is_lost(galera: li
         await asyncio.to_thread(victim.start)
         await asyncio.gather(*(writer.writes_on() for writer in writers))
     check(writers, *urls)
-
-
-async def test_a_postgres_standby_is_read_only_and_takes_over_without_losing_a_write(
-    pair: tuple[Primary, Standby],
-) -> None:
-    """Who writes names both hosts in the URL, and finds the one that takes writes."""
-    primary, standby = pair
-    database = new_tables(primary, "postgresql+psycopg")
-    hosts = "&".join(f"host=127.0.0.1:{server.address.port}" for server in pair)
-    url = f"postgresql://postgres@/{database}?{hosts}&target_session_attrs=primary"
-    writers = [Writer(number, stack_of(name, url)) for number, name in enumerate(POSTGRES)]
-    async with writing(writers):
-        await asyncio.gather(*(writer.writes_on() for writer in writers))
-        for name in POSTGRES:
-            reader = stack_of(name, standby.url("postgresql", database))
-            async with reader.context() as db:
-                assert isinstance(await reader.users(db).get_page(), list)
-                with pytest.raises(DBAPIError, match="read-only transaction"):
-                    await run(reader, db, partial(create, reader, name="refused"))
-        primary.kill()
-        await asyncio.gather(*(writer.notices() for writer in writers))
-        await asyncio.to_thread(standby.promote)
-        await asyncio.gather(*(writer.writes_on() for writer in writers))
-    check(writers, url.replace("postgresql:", "postgresql+psycopg:"))
