@@ -58,14 +58,6 @@ def test_writes_its_file_where_it_is_started(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["example.db"]
 
 
-def test_prints_no_password(new_url: NewUrl) -> None:
-    """A URL may carry it among its options too."""
-    url = make_url(new_url("postgresql+asyncpg"))
-    urls = (url.set(password=SECRET), url.update_query_dict({"password": SECRET}))
-    for outcome in at_once(*[Command(MAIN, to(url)) for url in urls]):
-        assert SECRET not in outcome.succeeded()
-
-
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     project = copy_of_template(tmp_path / "project")
     with (project / "application.py").open("a") as application:
@@ -195,11 +187,6 @@ def test_a_wrong_password(new_role: NewRole, driver: str) -> None:
         rules.write_text(f"host all {url.username} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
         server.execute("SELECT pg_reload_conf()")
     forked(demo_at(url.set(password=SECRET))).refused("denied|password", rf"{url.username}:\*\*\*@")
-
-
-@pytest.mark.parametrize("driver", SERVED_ASYNC)
-def test_no_such_database(new_url: NewUrl, driver: str) -> None:
-    forked(demo_at(make_url(new_url(driver)).set(database="nowhere"))).refused("nowhere", "/nowhere")
 
 
 # With the schema at head it is the application that is refused, else Alembic.

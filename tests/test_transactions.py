@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import anyio
 import pytest
-from sqlalchemy import Connection, event, make_url, select, text
+from sqlalchemy import Connection, event, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.orm import selectinload
 from sqlalchemy.orm.exc import StaleDataError
@@ -166,32 +166,6 @@ class TestAllOrNothing:
             await stack.users(tx).create(a_user(5))
         await check(stack, db, 1, 4, 3, 5)
 
-    @on(*ON_SQLITE, *ON_POSTGRESQL)  # a MySQL that loses its connection there: test_faults.py
-    async def test_a_commit_that_fails_is_told_and_spends_the_objects(
-        self, stack: Stack, db: DbContextAsync, users: UserRepositoryAsync
-    ) -> None:
-        changed = await users.create(a_user(1))
-        refused_at_the_end = {
-            "sqlite": ["PRAGMA defer_foreign_keys = ON", "INSERT INTO salaries VALUES (1, 1, 1, '2026-01-31', 0)"],
-            "postgresql": [
-                "CREATE TEMP TABLE once (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)",
-                "INSERT INTO once VALUES (1), (1)",
-            ],
-        }
-        backend = make_url(stack.url).get_backend_name()
-        with pytest.raises(DBAPIError):
-            async with db.transaction() as tx:
-                changed.name = "lost"
-                await stack.users(tx).update(changed)
-                created = await stack.users(tx).create(a_user(2))
-                async with tx.session() as session:
-                    for statement in refused_at_the_end[backend]:
-                        await session.execute(text(statement))
-        for refused in (users.update(changed), users.create(created)):
-            with pytest.raises(InvalidRequestError, match=r"stored before|spent by an error"):
-                await refused
-        await check(stack, db, 1)
-
     @on(*ON_SQLITE)
     async def test_who_reads_and_then_writes_is_waited_for(self, stack: Stack, db: DbContextAsync) -> None:
         """Without the write lock from the start, the second of two is "database is locked" at once."""
@@ -283,20 +257,6 @@ class TestSwallowedFailures:
                         await session.execute(text(WRONG[what]))
                 session.add(a_user(3))
         await check(stack, db, 1)
-
-    @pytest.mark.parametrize("what", WRONG)
-    async def test_in_an_inner_transaction_that_told_them_are_over(
-        self, stack: Stack, db: DbContextAsync, what: str
-    ) -> None:
-        await stack.users(db).create(a_user(1))
-        async with db.transaction() as tx:
-            with pytest.raises((IntegrityError, DBAPIError)):
-                async with tx.transaction() as inner:
-                    await stack.users(inner).create(a_user(2))
-                    async with inner.session() as session:
-                        await session.execute(text(WRONG[what]))
-            await stack.users(tx).create(a_user(3))
-        await check(stack, db, 1, 3)
 
     async def test_a_keyboard_interrupt_is_one_of_them(self, stack: Stack, db: DbContextAsync) -> None:
         def interrupt(_connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
@@ -574,7 +534,7 @@ class Stepping:
         self.taken = 0
 
     def __await__(self) -> Generator[Any, Any]:
-        go_on, value = cast(Callable[[Any], Any], self.work.send), cast(Any, None)
+        go_on, value = self.work.send, cast(Any, None)
         while True:
             try:
                 awaited = go_on(value)
