@@ -16,7 +16,7 @@ from tests.conftest import missing
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
-TEMPORARY = (".git", ".venv*", ".*_cache", "__pycache__", "*.db*", "uv.lock")
+TEMPORARY = (".git", ".venv*", "build", "*.egg-info", ".*_cache", "__pycache__", "*.db*", "uv.lock")
 
 
 class Block(NamedTuple):

@@ -103,7 +103,7 @@ def test_start_from_a_clone_add_a_column_and_test(clone: Reader) -> None:
         ]
 
     check_tests(clone, "async")
-    clone.run("uv run ruff check --extend-exclude database/migrations/versions")
+    clone.run("uv run ruff check")
 
 
 def check_tests(reader: Reader, stack: str) -> None:

@@ -461,7 +461,7 @@ class TestOneCallAtATime:
         await check(stack, db)
 
     # the drivers' own cursors find their connection gone
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning")
     async def test_a_stream_left_open_in_a_generator_is_told(
         self, stack: Stack, db: DbContextAsync, impatient: None
     ) -> None:
@@ -482,6 +482,7 @@ class TestOneCallAtATime:
                 await anext(left_open)
         with suppress(InvalidRequestError, DBAPIError):
             await cast(AsyncGenerator[UserDb], left_open).aclose()
+        gc.collect()
         await check(stack, db, *range(5))
 
     @pytest.mark.parametrize("error", [None, ZeroDivisionError])
