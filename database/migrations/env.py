@@ -57,4 +57,4 @@ with connecting as connection:
         try:
             context.run_migrations()
         except CommandError as error:
-            raise CommandError(f"{error} If the database is behind its revisions: alembic upgrade head") from None
+            raise CommandError(f"{error} (alembic upgrade head brings the database up to date)") from None
