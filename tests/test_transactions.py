@@ -519,9 +519,8 @@ class TestOneCallAtATime:
         with pytest.raises(InvalidRequestError):
             async with db.transaction() as outer:
                 await stack.users(outer).create(a_user(1))
-                async with outer.transaction() if inner else nullcontext(outer) as tx:
-                    async with tx.session() as session:
-                        await getattr(session, end)()
+                async with outer.transaction() if inner else nullcontext(outer) as tx, tx.session() as session:
+                    await getattr(session, end)()
         await check(stack, db, *[1] if end == "commit" else [])
 
 
