@@ -524,6 +524,19 @@ class TestOneCallAtATime:
         await check(stack, db, *[1] if end == "commit" else [])
 
 
+def test_who_comes_while_a_turn_is_taken_or_ends_is_refused_and_dooms_it() -> None:
+    taken, ending = turn.Turn(), turn.Turn()
+    with taken.call(), pytest.raises(InvalidRequestError, match="in use"), taken.call(dooms=False):
+        pass
+    with ending.call():
+        next(ending.end())  # it waits for this call
+    with pytest.raises(InvalidRequestError, match="has ended"), ending.call():
+        pass
+    for doomed in (taken, ending):
+        with pytest.raises(InvalidRequestError, match="failed"):
+            doomed.check()
+
+
 class Stepping:
     """Awaits the work, and calls interrupt() one turn of the event loop after its step-th suspension, and again."""
 
