@@ -69,10 +69,10 @@ class DbContext(AbstractContextManager["DbContext"]):
     @contextmanager
     def session(self) -> Iterator[Session]:
         """Yield a new session: commits at the end of the block, rolls back on any exception."""
-        with self.sessionmaker.begin() as session:
+        with self.sessionmaker() as session, session.begin():
             yield session
-            if session.in_transaction():
-                session.commit()  # begin() alone says nothing after a failed flush that was caught
+            if not session.is_active:  # a failed flush was caught: begin() alone says nothing
+                session.commit()  # raises PendingRollbackError
 
     @contextmanager
     def transaction(self) -> Iterator[DbTransaction]:

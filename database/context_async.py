@@ -70,10 +70,10 @@ class DbContextAsync(AbstractAsyncContextManager["DbContextAsync"]):
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:
         """Yield a new session: commits at the end of the block, rolls back on any exception."""
-        async with self.sessionmaker.begin() as session:
+        async with self.sessionmaker() as session, session.begin():
             yield session
-            if session.in_transaction():
-                await session.commit()  # begin() alone says nothing after a failed flush that was caught
+            if not session.is_active:  # a failed flush was caught: begin() alone says nothing
+                await session.commit()  # raises PendingRollbackError
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[DbTransactionAsync]:
