@@ -1,12 +1,9 @@
-"""The connection strings. An environment variable of the same name wins over what stands here.
-
-PostgreSQL:  postgresql+asyncpg://user:password@host:5432/name
-MySQL:       mysql+aiomysql://user:password@host:3306/name
-"""
+"""The connection strings. An environment variable of the same name wins over what stands here."""
 
 import os
 import re
 
+# Or postgresql+asyncpg://user:password@host:5432/name, or mysql+aiomysql://user:password@host:3306/name
 DB_CONNECTION_STRING = os.environ.get("DB_CONNECTION_STRING", "sqlite+aiosqlite:///example.db")
 
 # For the sync stack and Alembic: the same database through the sync driver. psycopg is both, and stays.

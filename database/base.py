@@ -12,10 +12,7 @@ Id = BigInteger().with_variant(Integer, "sqlite")
 MAX_ID = 2**63 - 1
 
 # Else SQLite gives the id of a deleted row to the next one, and MySQL's set-up decides whether é equals e.
-TABLE_OPTIONS: dict[str, Any] = {
-    "sqlite_autoincrement": True,
-    **dict.fromkeys(("mysql_collate", "mariadb_collate"), "utf8mb4_bin"),
-}
+TABLE_OPTIONS: Any = {"sqlite_autoincrement": True, "mysql_collate": "utf8mb4_bin", "mariadb_collate": "utf8mb4_bin"}
 
 
 class Base(DeclarativeBase):
@@ -28,8 +25,7 @@ class Base(DeclarativeBase):
     # a column with onupdate can't be read after an update. A model adds its own: {**Base.__mapper_args__, ...}
     __mapper_args__ = {"version_id_col": version, "eager_defaults": True}
 
-    # Alembic can drop a constraint only by its name.
-    metadata = MetaData(
+    metadata = MetaData(  # Alembic can drop a constraint only by its name
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
             "uq": "uq_%(table_name)s_%(column_0_N_name)s",

@@ -42,8 +42,7 @@ def engine_options(url: str | URL, options: dict[str, Any], *, is_async: bool) -
     if in_memory and url.get_backend_name() == "sqlite":
         raise ArgumentError("SQLite in memory is one connection, in which tasks lose each other's work: use a file.")
     defaults = CONNECT_ARGS.get(url.get_driver_name(), {"connect_timeout": 10})
-    connect_args = {key: value for key, value in defaults.items() if key not in url.query}
-    connect_args |= options.get("connect_args", {})
+    connect_args = {key: defaults[key] for key in defaults if key not in url.query} | options.get("connect_args", {})
     return {"url": url, "hide_parameters": True, **options, "connect_args": connect_args}  # no personal data in logs
 
 
@@ -51,8 +50,7 @@ def set_up(engine: Engine, options: dict[str, Any]) -> sessionmaker[Session]:
     """Attach what the database needs; return a maker of reading sessions, on PostgreSQL without BEGIN and ROLLBACK."""
     listen(engine)
     sessions = sessionmaker(engine, **READING)
-    # what is written there is not kept, so it is spent
-    event.listen(sessions, "after_flush_postexec", lambda session, _: session.expire_all())
+    event.listen(sessions, "after_flush_postexec", lambda session, _: session.expire_all())  # not kept, so spent
     event.listen(sessions, "after_bulk_update", lambda context: context.session.expire_all())
     if engine.dialect.name == "postgresql" and "isolation_level" not in {**options, **engine.get_execution_options()}:
         autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")

@@ -13,6 +13,8 @@ from sqlalchemy.exc import InvalidatePoolError, InvalidRequestError
 
 from database.turn import FAILED
 
+TAKE_LOCK = "COMMIT; BEGIN IMMEDIATE"
+
 
 def listen(engine: Engine) -> None:
     event.listen(engine, "handle_error", note_failure, retval=True)
@@ -24,6 +26,7 @@ def listen(engine: Engine) -> None:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", set_up_sqlite)
         event.listen(engine, "begin", begin_immediate)
+        event.listen(engine, "do_execute", take_lock)
     else:
         event.listen(engine, "checkin", lambda _, record: record.info.update(used=monotonic()))
         event.listen(engine, "checkout", lambda *args: ping_if_idle(engine.dialect, *args))
@@ -80,8 +83,16 @@ def begin_immediate(connection: Connection) -> None:
     if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
         raise InvalidRequestError("Python's autocommit=False overrides AUTOCOMMIT here: what is written would be lost.")
     if connection.get_execution_options().get("begin_immediate"):
-        connection.exec_driver_sql("COMMIT")
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql(TAKE_LOCK)
+
+
+def take_lock(_cursor: Any, statement: str, _parameters: Any, context: Any) -> bool:
+    """Run both statements in one call to the driver: on aiosqlite each is a message to a thread."""
+    if is_script := statement == TAKE_LOCK:
+        connection = context.root_connection.connection.dbapi_connection
+        call = getattr(connection, "run_async", lambda work: work(connection))
+        call(lambda driver: driver.executescript(statement))
+    return is_script
 
 
 def ping_if_idle(dialect: Dialect, connection: Any, record: Any, _: object) -> None:

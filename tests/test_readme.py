@@ -151,7 +151,6 @@ def test_copy_into_a_project(goal: str, tmp_path: Path) -> None:
         assert reader.do(Block("python", code)) == "[]\n"
 
     carry("migrations")
-    (reader.folder / "app.db").unlink()
     settings = reader.folder / "env.py"
     settings.write_text(settings.read_text().replace("example.db", "app.db"))
     reader.do(migrate)
