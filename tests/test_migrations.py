@@ -150,10 +150,10 @@ def test_sqlite_copies_a_table_without_loss(project: Project) -> None:
     with DbContext(project.sync_url) as db:
         users = UserRepository(db)
         last = [add_family(users, f"{name}@example.com") for name in ("ada", "bob")][-1]
+        users.delete(last)
         before = project.contents()
         project.upgrade()
         assert project.contents() == before
-        users.delete(last)
         assert add_family(users, "new@example.com") == last + 1
 
 

@@ -13,8 +13,7 @@ from database.base import Base
 from database.engine import engine_options, explain
 from database.listeners import connect_in_time, note_failure
 
-# Several processes may bring the schema to head at once: one after the other.
-LOCKS = {
+LOCKS = {  # several processes may bring the schema to head at once: one after the other
     "sqlite": ("COMMIT", "BEGIN IMMEDIATE"),
     "postgresql": ("SELECT pg_advisory_xact_lock(20261122)",),
     **dict.fromkeys(("mysql", "mariadb"), ("SELECT GET_LOCK(SHA1(DATABASE()), 600)",)),
@@ -22,18 +21,19 @@ LOCKS = {
 
 
 @event.listens_for(Table, "after_parent_attach")
-def keep_options(table: Table, _: MetaData) -> None:
-    """Give the copy that SQLite's batch mode makes the options of its model: AUTOINCREMENT would be lost."""
-    if (model := Base.metadata.tables.get(table.name.removeprefix("_alembic_tmp_"))) is not None:
-        table.dialect_kwargs.update(model.dialect_kwargs)
+def keep_counter(table: Table, _: MetaData) -> None:
+    """Give the copy that SQLite's batch mode makes AUTOINCREMENT, and its counter: an id would come twice without."""
+    if (name := table.name.removeprefix("_alembic_tmp_")) != table.name and name in Base.metadata.tables:
+        table.dialect_kwargs.update(Base.metadata.tables[name].dialect_kwargs)
+        counter = f"INSERT INTO sqlite_sequence SELECT '{table.name}', seq FROM sqlite_sequence WHERE name = '{name}'"
+        event.listen(table, "after_create", lambda *_, **__: context.execute(counter))
 
 
 if context.config.cmd_opts:  # run as a command; an application that calls Alembic has a logging set-up of its own
     fileConfig(str(context.config.config_file_name), disable_existing_loggers=False)
 
 try:
-    # Not through alembic.ini: a % in a password would be an interpolation there. Not with the application's hooks: with
-    # foreign keys on, dropping the table that batch mode copied would delete the children.
+    # Not through alembic.ini, which interpolates %. Without foreign keys: dropping a copied table deletes children.
     engine = create_engine(**engine_options(env.DB_SYNC_CONNECTION_STRING, {"poolclass": NullPool}, is_async=False))
     event.listen(engine, "do_connect", connect_in_time)
     event.listen(engine, "handle_error", note_failure, retval=True)
