@@ -46,13 +46,13 @@ class Base(DeclarativeBase):
 def check_new(*rows: Base) -> None:
     """Raise InvalidRequestError for a row that was stored before, also if that was rolled back."""
     for row in rows:
-        if inspect(row).key or "version" not in inspect(row).unloaded:
+        if inspect(row).key or "version" in vars(row):
             raise InvalidRequestError(f"{row} was stored before, or rolled back: make a new object")
 
 
 def check_read(row: Base) -> None:
     """Raise InvalidRequestError for a row, or child of one, that is new, spent by an error, or read without version."""
-    if not inspect(row).key or "version" in inspect(row).unloaded:
+    if not inspect(row).key or "version" not in vars(row):
         raise InvalidRequestError(f"{row} is new, spent by an error, or read without its version: read it first")
 
 
