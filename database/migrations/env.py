@@ -16,7 +16,7 @@ from database.listeners import connect_in_time, note_failure
 LOCKS = {  # several processes may bring the schema to head at once: one after the other
     "sqlite": ("COMMIT", "BEGIN IMMEDIATE"),
     "postgresql": ("SELECT pg_advisory_xact_lock(20261122)",),
-    **dict.fromkeys(("mysql", "mariadb"), ("SELECT GET_LOCK(SHA1(DATABASE()), 86400)",)),  # a day: past it, it goes on without
+    **dict.fromkeys(("mysql", "mariadb"), ("SELECT GET_LOCK(SHA1(DATABASE()), 86400)",)),  # a day; then on without it
 }
 
 
