@@ -1,4 +1,4 @@
-"""The only place where contexts and repositories are built. Everything else receives what it needs."""
+"""Where the program's contexts and repositories are built. Everything else gets them, or builds on a transaction."""
 
 import env
 from database.context import DbContext, DbTransaction

@@ -63,9 +63,9 @@ def test_snippets_before_and_after_the_demo(clone: Reader) -> None:
     for number in range(2):
         _, use_async, use_sync = [clone.do(block) for block in blocks("Reading and writing")]
         assert re.fullmatch(r"UserDb\(id=\d+\) 2\nTrue\n", use_async)
-        assert use_sync == number * "UserDb(id=3) []\n"
+        assert re.fullmatch(number * r"UserDb\(id=4\) None\n" + r"UserDb\(id=(\d+)\) TaxAccount\(id=\1\)\n", use_sync)
         nested, repeated = [clone.do(block) for block in blocks("Transactions")]
-        assert nested == "there is one already\nTrue\n"
+        assert nested == "taken\nTrue\n"
         assert re.fullmatch(r"UserDb\(id=\d+\)\n", repeated)
         story = re.sub(r"\b(user|id) \d+", r"\1 1", clone.run(command))
         assert re.sub(r"(?<=ada\.|TAX-)[0-9a-f]{8}", "5f0c9a1e", story) == printed.code
