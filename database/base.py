@@ -1,31 +1,87 @@
-"""What every table has: an id, a version, names for its constraints; and checks for values and rows."""
+"""The declarative base, column types and the Versioned mixin. Copy it unchanged."""
 
-import re
-from typing import Any
+import enum
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Annotated, Any
 
-from sqlalchemy import BigInteger, Integer, MetaData, Table, event, inspect
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Dialect,
+    Enum,
+    Float,
+    Integer,
+    MetaData,
+    Numeric,
+    TypeDecorator,
+    inspect,
+)
+from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeEngine
 
-# 64 bit everywhere. SQLite hands out ids only in a column whose type is exactly INTEGER, which has 64 bit there.
-Id = BigInteger().with_variant(Integer, "sqlite")
-MAX_ID = 2**63 - 1
+# A primary key that the database generates: `id: Mapped[Id]`. It has 64 bits.
+# SQLite generates keys only for a column whose type is exactly INTEGER.
+Id = Annotated[
+    int, mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+]
 
-# Else SQLite gives the id of a deleted row to the next one, and MySQL's set-up decides whether é equals e.
-TABLE_OPTIONS: Any = {"sqlite_autoincrement": True, "mysql_collate": "utf8mb4_bin", "mariadb_collate": "utf8mb4_bin"}
+# An amount of money: `price: Mapped[Money]`. SQLite has no decimal type and would
+# compare and add up text. A float keeps twelve digits exactly and can be added up.
+Money = Annotated[
+    Decimal,
+    mapped_column(
+        Numeric(12, 2).with_variant(
+            Float(asdecimal=True, decimal_return_scale=2), "sqlite"
+        )
+    ),
+]
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A timezone-aware datetime that every database returns in UTC.
+
+    SQLite and MySQL store no time zone. They would silently drop it.
+    """
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[datetime]:
+        if dialect.name in ("mysql", "mariadb"):
+            # DATETIME without a precision drops the microseconds.
+            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
+        return dialect.type_descriptor(DateTime(timezone=True))
+
+    def process_bind_param(
+        self, value: datetime | None, dialect: Dialect
+    ) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("datetime without a time zone: use datetime.now(UTC)")
+        value = value.astimezone(UTC)
+        return value if dialect.name == "postgresql" else value.replace(tzinfo=None)
+
+    def process_result_value(
+        self, value: datetime | None, dialect: Dialect
+    ) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            return value.replace(tzinfo=UTC)
+        return value.astimezone(UTC)
 
 
 class Base(DeclarativeBase):
-    """The base of your models: class Company(Base): __tablename__ = "companies"; name: Mapped[str]"""
+    """The base class of all models. Each model declares its own primary key.
 
-    id: Mapped[int] = mapped_column(Id, primary_key=True, sort_order=-2)
-    version: Mapped[int] = mapped_column(sort_order=-1)
+    A model with __table_args__ or __mapper_args__ of its own replaces those below.
+    """
 
-    # Two people edit one row: the second to save gets StaleDataError instead of silently winning. eager_defaults: else
-    # a column with onupdate can't be read after an update. A model adds its own: {**Base.__mapper_args__, ...}
-    __mapper_args__ = {"version_id_col": version, "eager_defaults": True}
-
-    metadata = MetaData(  # Alembic can drop a constraint only by its name
+    # Every constraint gets a name, so that a migration can drop or alter it.
+    metadata = MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
             "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -34,34 +90,36 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-
-    @classmethod
-    def __table_cls__(cls, *args: Any, **options: Any) -> Table:
-        return Table(*args, **TABLE_OPTIONS | options)
+    type_annotation_map = {
+        datetime: UtcDateTime,
+        # A VARCHAR, because a migration can hardly change PostgreSQL's own enum types.
+        enum.Enum: Enum(enum.Enum, native_enum=False, length=50, validate_strings=True),
+    }
+    # SQLite gives the id of a deleted row to a new one unless AUTOINCREMENT is set.
+    __table_args__: Any = {"sqlite_autoincrement": True}
+    # Values that the database computes are loaded with INSERT and UPDATE. Otherwise
+    # they would expire, and reading them on a detached object raises.
+    __mapper_args__: Any = {"eager_defaults": True}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(id={(inspect(self).identity or [None])[0]})"  # without a query, also when spent
+        key = ", ".join(str(value) for value in inspect(self).identity or ["new"])
+        return f"{type(self).__name__}({key})"
 
 
-def check_new(*rows: Base) -> None:
-    """Raise InvalidRequestError for a row that was stored before, also if that was rolled back."""
-    for row in rows:
-        if inspect(row).key or "version" in vars(row):
-            raise InvalidRequestError(f"{row} was stored before, or rolled back: make a new object")
+class Versioned:
+    """Optimistic locking: `class Company(Versioned, Base)`.
 
+    SQLAlchemy counts the updates of each row in version_id. If two people change the
+    same version of a row, the second one gets StaleDataError and overwrites nothing.
+    """
 
-def check_read(row: Base) -> None:
-    """Raise InvalidRequestError for a row, or child of one, that is new, spent by an error, or read without version."""
-    if not inspect(row).key or "version" not in vars(row):
-        raise InvalidRequestError(f"{row} is new, spent by an error, or read without its version: read it first")
+    version_id: Mapped[int] = mapped_column(server_default="1")
 
-
-event.listen(Base, "before_update", lambda _mapper, _connection, row: check_read(row), propagate=True)
-
-
-def check_text(key: str, value: str, shortest: int, longest: int) -> str:
-    """Return the text without surrounding blanks; raise ValueError for what not every database can hold."""
-    text = value.strip() if isinstance(value, str) else ""
-    if not shortest <= len(text) <= longest or re.search("[\x00\ud800-\udfff]", text):
-        raise ValueError(f"{key} must be text of {shortest} to {longest} characters, none of them NUL or a surrogate")
-    return text
+    def __init_subclass__(cls, **options: Any) -> None:
+        # A class attribute here would be lost in a model with its own __mapper_args__.
+        # A subclass of a mapped class inherits the setting and must not repeat it.
+        if not any(inspect(base, raiseerr=False) for base in cls.__mro__[1:]):
+            own: dict[str, Any] = getattr(cls, "__mapper_args__", {})
+            options_ = {"version_id_col": Versioned.version_id, **own}
+            setattr(cls, "__mapper_args__", options_)
+        super().__init_subclass__(**options)

@@ -1,79 +1,155 @@
-"""What an engine is made with, how it is set up, and what its errors mean."""
+"""What each database needs from its engine. Both stacks use this file."""
 
+import os
+import sqlite3
+from collections.abc import Mapping
 from contextlib import suppress
+from time import monotonic
 from typing import Any
+from weakref import WeakSet
 
-from sqlalchemy import URL, Engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.orm import ORMExecuteState, Session, sessionmaker
-from sqlalchemy.orm.exc import StaleDataError
-
-from database.listeners import listen
-
-# For each driver: Python's modern transaction mode on SQLite, and how many seconds it waits for a lock or a server.
-SQLITE = {"autocommit": False, "timeout": 30}
-CONNECT_ARGS = {"pysqlite": SQLITE, "aiosqlite": SQLITE, "asyncpg": {"timeout": 10}, "pg8000": {}}
-
-# "Try again": PostgreSQL's serialization failure and deadlock; MySQL's deadlock, lock wait timeout and changed row.
-CONFLICTS = frozenset({"40001", "40P01", "1213", "1205", "1020"})
-READING: dict[str, Any] = {"expire_on_commit": False, "autoflush": False}  # a change stays one, for a later update()
-REPEATABLE = (DBAPIError, StaleDataError)
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, event, make_url
+from sqlalchemy.exc import ArgumentError, InvalidatePoolError, InvalidRequestError
 
 
-def parse_url(url: str | URL) -> URL:
-    """Return the parsed URL. Raises ArgumentError for what is none, and does not repeat it: it may hold a password."""
-    with suppress(ArgumentError, ValueError):
-        parsed = make_url(url)
-        if parsed.password is None or str(url).count("@") < 2:  # what follows an @ in a password would show as the host
-            return parsed
-    raise ArgumentError("This is no URL like postgresql+psycopg://user:password@host/name; an @ in a password is %40.")
+def engine_options(url: str | URL, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments for create_engine(): the defaults, replaced by `options`.
 
-
-def engine_options(url: str | URL, options: dict[str, Any], *, is_async: bool) -> dict[str, Any]:
-    """Return the arguments for create_engine: yours, and the defaults for what you and the URL left open.
-
-    Raises ArgumentError for what is no URL, an async driver in the sync stack, and a SQLite database in memory.
+    Raises ArgumentError for a SQLite database in memory.
     """
-    url = parse_url(url)
-    name = url.database or ":memory:"
-    if url.get_dialect().is_async and not is_async:
-        raise ArgumentError(f"{url.drivername} is an async driver: it is for DbContextAsync.")
-    in_memory = ":memory:" in name or name == "file:" or not {"memory", "memdb"}.isdisjoint(url.query.values())
-    if in_memory and url.get_backend_name() == "sqlite":
-        raise ArgumentError("SQLite in memory is one connection, in which tasks lose each other's work: use a file.")
-    defaults = CONNECT_ARGS.get(url.get_driver_name(), {"connect_timeout": 10})
-    connect_args = {key: defaults[key] for key in defaults if key not in url.query} | options.get("connect_args", {})
-    return {"url": url, "hide_parameters": True, **options, "connect_args": connect_args}  # no personal data in logs
+    url = make_url(url)
+    connect_args: dict[str, Any] = {}
+    if url.get_backend_name() == "sqlite":
+        name = (url.database or "").removeprefix("file:")
+        if name in ("", ":memory:") or "memory" in url.query.values():
+            # It has one connection, so concurrent tasks would share a transaction.
+            raise ArgumentError("SQLite in memory is not supported: use a file")
+        # Without autocommit=False the driver leaves SELECT and DDL outside of
+        # transactions. Wait up to 30 seconds while another connection writes.
+        connect_args = {"autocommit": False, "timeout": 30}
+    connect_args |= options.get("connect_args", {})
+    # hide_parameters keeps personal data out of logs and error messages.
+    defaults = {"hide_parameters": True}
+    return {**defaults, **options, "url": url, "connect_args": connect_args}
 
 
-def set_up(engine: Engine, options: dict[str, Any]) -> sessionmaker[Session]:
-    """Attach what the database needs; return a maker of reading sessions, on PostgreSQL without BEGIN and ROLLBACK."""
-    listen(engine)
-    sessions = sessionmaker(engine, **READING)
-    event.listen(sessions, "after_flush_postexec", lambda session, _: session.expire_all())  # not kept, so spent
-    event.listen(sessions, "after_bulk_update", lambda context: context.session.expire_all())
-    if engine.dialect.name == "postgresql" and "isolation_level" not in {**options, **engine.get_execution_options()}:
-        autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
-
-        @event.listens_for(sessions, "do_orm_execute")
-        def read_without_transaction(state: ORMExecuteState) -> None:
-            if not state.is_select or {"yield_per", "stream_results"} & state.execution_options.keys():
-                state.session.info["in_transaction"] = True  # SET LOCAL, and the like, holds for what is read after it
-            elif "in_transaction" not in state.session.info:
-                state.bind_arguments["bind"] = autocommit
-
-    return sessions
+def configure(engine: Engine) -> None:
+    """Add the event listeners that the engine's database needs."""
+    engines.add(engine)
+    track_statements(engine)
+    give_up_broken_connections(engine)
+    if engine.dialect.name == "sqlite":
+        configure_sqlite(engine)
+    else:
+        ping_idle_connections(engine)
 
 
-def can_repeat(error: DBAPIError | StaleDataError, *, committing: bool) -> bool:
-    """Whether to run a transaction again: not one whose connection was lost in COMMIT, which may have stored it."""
-    if isinstance(error, StaleDataError):
-        return True
-    codes = {getattr(error.orig, "sqlstate", None), *map(str, getattr(error.orig, "args", ())[:1])}
-    return bool(CONFLICTS & codes) or (error.connection_invalidated and not committing)
+def configure_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def set_pragmas(connection: Any, _record: object) -> None:
+        # SQLite enforces foreign keys only if each connection asks for it, outside of
+        # a transaction. With a write-ahead log, readers and a writer do not block each
+        # other. The log can't be set on a read-only file, or while another process
+        # opens the same file. That process sets it then, and the file keeps it.
+        cursor = connection.cursor()
+        cursor.execute("COMMIT")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        with suppress(sqlite3.OperationalError):
+            cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("BEGIN")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin_immediate(connection: Connection) -> None:
+        # A transaction that reads first and writes later fails at once with "database
+        # is locked" if another one wrote in between. BEGIN IMMEDIATE waits for the
+        # write lock before it reads.
+        options = connection.get_execution_options()
+        if options.get("isolation_level") == "AUTOCOMMIT":
+            # The driver ignores it, so work without a commit() would be lost.
+            raise InvalidRequestError("AUTOCOMMIT has no effect with autocommit=False")
+        if options.get("begin_immediate"):
+            connection.exec_driver_sql("COMMIT")
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def explain(error: BaseException, url: str | URL) -> str:
-    """Return two lines for a person at a terminal: what the driver said, and which URL, its password as ***."""
-    reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0] or type(error).__name__
-    return f"{reason}\nDatabase URL: {'***' if isinstance(error, ArgumentError) else parse_url(url).set(query={})}"
+def track_statements(engine: Engine) -> None:
+    # A transaction must not be committed in two cases. After a failed statement,
+    # PostgreSQL turns COMMIT into ROLLBACK without an error. And while another task
+    # still runs a statement, the drivers for MySQL send COMMIT and then fail.
+    @event.listens_for(engine, "before_cursor_execute")
+    def start(connection: Connection, *_: object) -> None:
+        connection.info["unfinished"] = True
+
+    @event.listens_for(engine, "after_cursor_execute")
+    @event.listens_for(engine, "rollback")
+    def finish(connection: Connection, *_: object) -> None:
+        if not connection.invalidated:
+            connection.info["unfinished"] = False
+
+
+def check_can_commit(info: Mapping[str, Any]) -> None:
+    """Raise InvalidRequestError if the last statement of a connection is unfinished."""
+    if info.get("unfinished"):
+        raise InvalidRequestError(
+            "This transaction can't be committed: a statement failed, or another task "
+            "still runs one. Use session.begin_nested() around what may fail."
+        )
+
+
+def give_up_broken_connections(engine: Engine) -> None:
+    # After some errors the transaction is not what SQLAlchemy takes it for, and later
+    # statements would be stored alone. Closing the connection stores nothing. This
+    # happens when the database has rolled back by itself (a deadlock on MySQL, a full
+    # disk on SQLite), and when COMMIT or ROLLBACK fails: SQLAlchemy returns the
+    # connection to the pool with the transaction open.
+    @event.listens_for(engine, "handle_error")
+    def give_up(context: ExceptionContext) -> None:
+        connection = context.connection
+        if connection is None or connection.closed or connection.invalidated:
+            return
+        if engine.dialect.name != "postgresql":
+            connection.info["unfinished"] = False
+        driver: Any = connection.connection.driver_connection
+        code = context.original_exception.args[:1]
+        if (
+            context.statement is None  # COMMIT or ROLLBACK
+            or context.statement.startswith("ROLLBACK TO SAVEPOINT")
+            or (engine.dialect.name == "sqlite" and not driver.in_transaction)
+            or (engine.dialect.name in ("mysql", "mariadb") and code == (1213,))
+        ):
+            context.is_disconnect = True
+            context.invalidate_pool_on_disconnect = False
+
+
+def ping_idle_connections(engine: Engine) -> None:
+    # A server that was restarted has closed the pooled connections, and the next
+    # requests would fail. pool_pre_ping=True tests a connection at each checkout, which
+    # costs a round trip. This tests only those that were not used for a second.
+    @event.listens_for(engine, "checkin")
+    def note_time(_connection: object, record: Any) -> None:
+        record.info["used"] = monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def ping(connection: Any, record: Any, _proxy: object) -> None:
+        if monotonic() - record.info.get("used", monotonic()) > 1:
+            try:
+                engine.dialect.do_ping(connection)
+            except engine.dialect.loaded_dbapi.Error as error:
+                raise InvalidatePoolError from error  # the pool opens new connections
+
+
+engines: WeakSet[Engine] = WeakSet()
+
+
+def forget_connections() -> None:
+    """Let a forked process open connections of its own.
+
+    Two processes that share a connection read each other's rows.
+    """
+    for engine in engines:
+        engine.dispose(close=False)
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=forget_connections)

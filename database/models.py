@@ -1,75 +1,66 @@
-"""The tables: the file to replace by your own. A value that a column can't hold raises ValueError where it is set."""
+"""The demo's tables. Replace this file with your own models."""
 
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any
 
-from sqlalchemy import Float, ForeignKey, Numeric, String
+from sqlalchemy import ForeignKey, String
 from sqlalchemy.orm import Mapped, mapped_column, relationship, validates
 
-from database.base import Base, Id, check_text
-
-# SQLite has no decimals, and would divide whole amounts as integers: twelve digits of a float are exact there and back.
-Money = Numeric(12, 2).with_variant(Float(asdecimal=True, decimal_return_scale=2), "sqlite")
-
-# lazy="raise": what no option loaded says so, in both stacks. passive_deletes: ON DELETE CASCADE deletes the children.
-OWNED: dict[str, Any] = {"cascade": "all, delete-orphan", "passive_deletes": True, "lazy": "raise"}
+from database.base import Base, Id, Money, Versioned
 
 
-class TaxAccount(Base):
-    """The account that a user pays taxes through. Its id is its user's: one a user, and a new one replaces the old."""
+class TaxAccount(Versioned, Base):
+    """The account that a user pays taxes through. It has the id of its user."""
 
     __tablename__ = "tax_accounts"
 
-    id: Mapped[int] = mapped_column(Id, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, sort_order=-2)
+    id: Mapped[Id] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     number: Mapped[str] = mapped_column(String(32), unique=True)
 
-    @validates("number")
-    def check_number(self, key: str, value: str) -> str:
-        return check_text(key, value, 1, 32)
 
-
-class Salary(Base):
+class Salary(Versioned, Base):
     """One payment to a user."""
 
     __tablename__ = "salaries"
 
-    amount: Mapped[Decimal] = mapped_column(Money)
-    paid_on: Mapped[date] = mapped_column()
-    user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    id: Mapped[Id]
+    user_id: Mapped[int] = mapped_column(
+        ForeignKey("users.id", ondelete="CASCADE"), index=True
+    )
+    amount: Mapped[Money]
+    paid_on: Mapped[date]
 
     @validates("amount")
-    def check_amount(self, key: str, value: Decimal | int) -> Decimal:
-        amount = Decimal(value) if isinstance(value, Decimal | int) else Decimal("NaN")
-        if not amount.is_finite() or not 0 <= amount <= Decimal("9999999999.99") or amount != round(amount, 2):
-            raise ValueError(f"{key} must be a Decimal from 0 to 9999999999.99 with two places at most")
-        return round(amount, 2)
-
-    @validates("paid_on")
-    def check_paid_on(self, key: str, value: date) -> date:
-        if not isinstance(value, date) or isinstance(value, datetime):
-            raise ValueError(f"{key} must be a date without a time")
-        return value
+    def check_amount(self, _key: str, amount: Decimal) -> Decimal:
+        """Refuse fractions of a cent, which the databases would silently round."""
+        if amount != round(amount, 2):
+            raise ValueError(f"{amount} has more than two decimal places")
+        return amount
 
 
-class UserDb(Base):
-    """A person. The e-mail address is kept in lower case, so that it is unique in any case."""
+class UserDb(Versioned, Base):
+    """A person."""
 
     __tablename__ = "users"
 
+    id: Mapped[Id]
     name: Mapped[str] = mapped_column(String(100))
     email: Mapped[str] = mapped_column(String(254), unique=True)
+    created_at: Mapped[datetime] = mapped_column(default=lambda: datetime.now(UTC))
 
-    tax_account: Mapped[TaxAccount | None] = relationship(**OWNED)
-    salaries: Mapped[list[Salary]] = relationship(**OWNED, order_by=Salary.id)
-
-    @validates("name")
-    def check_name(self, key: str, value: str) -> str:
-        return check_text(key, value, 1, 100)
+    # lazy="raise": relationships load through options such as selectinload() only.
+    # passive_deletes: the database deletes the children itself (ON DELETE CASCADE).
+    tax_account: Mapped[TaxAccount | None] = relationship(
+        cascade="all, delete-orphan", passive_deletes=True, lazy="raise"
+    )
+    salaries: Mapped[list[Salary]] = relationship(
+        cascade="all, delete-orphan",
+        passive_deletes=True,
+        lazy="raise",
+        order_by=Salary.id,
+    )
 
     @validates("email")
-    def check_email(self, key: str, value: str) -> str:
-        email = check_text(key, value.strip().lower() if isinstance(value, str) else value, 3, 254)
-        if "@" not in email:
-            raise ValueError(f"{key} has no @")
-        return email
+    def normalize_email(self, _key: str, email: str) -> str:
+        """Keep e-mail addresses in lower case, so that they are unique in any case."""
+        return email.strip().lower()

@@ -1,74 +1,133 @@
-"""Create, read, update and delete for any model, in sync code. repository_async.py is the same with async and await."""
+"""Create, read, update and delete for any model. repository_async.py is its twin."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, Select
+from sqlalchemy import CursorResult, Delete, Select, delete, inspect, select
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import Session
 from sqlalchemy.orm.interfaces import ORMOption
 
-from database.base import MAX_ID, Base, check_new, check_read
-from database.context import DbContext, DbTransaction
-from repositories import statements
+from database.base import Base
+from database.context import DbContext
 
 
-class Repository[Row: Base]:
-    """The rows of one model; each call is a transaction of its own, or a part of yours.
+class Repository[Model: Base]:
+    """The rows of one model.
 
     class CompanyRepository(Repository[Company]):
         model = Company
 
-    acme = CompanyRepository(db).create(Company(name="Acme"))
-
-    Options are SQLAlchemy loader options: they say which relationships are loaded, too.
+    With a DbContext each call is a transaction of its own. With a Session
+    the calls join its transaction. `options` are loader options such as selectinload().
     """
 
-    model: type[Row]
+    model: type[Model]
 
-    def __init__(self, db: DbContext | DbTransaction) -> None:
+    def __init__(self, db: DbContext | Session) -> None:
         self.db = db
 
-    def create(self, row: Row) -> Row:
-        """Store a new row and its children, and return it with its id. Raises IntegrityError for a duplicate."""
-        return (self.create_many([row]))[0]
+    def reading(self) -> AbstractContextManager[Session]:
+        """Return the session for a query of your own."""
+        if isinstance(self.db, Session):
+            return nullcontext(self.db)
+        return self.db.read_session()
 
-    def create_many(self, rows: Iterable[Row]) -> list[Row]:
-        """Store all of these new rows or none, and return them with their ids."""
+    @contextmanager
+    def writing(self, *, begin_immediate: bool = True) -> Iterator[Session]:
+        """Yield the session for a method of your own that writes.
+
+        To call other methods in the block, make their repository with this session:
+        `type(self)(session)`. Those of `self` would begin another transaction.
+        """
+        if isinstance(self.db, Session):
+            yield self.db
+            self.db.flush()  # errors are raised here, and new ids are known
+        else:
+            with self.db.transaction(begin_immediate=begin_immediate) as session:
+                yield session
+
+    def create(self, row: Model) -> Model:
+        """Insert a new row and its children, and return it with its key.
+
+        Raises InvalidRequestError if it is stored already, and IntegrityError for a
+        duplicate.
+        """
+        self.create_many([row])
+        return row
+
+    def create_many(self, rows: Iterable[Model]) -> list[Model]:
+        """Insert all of these new rows, or none, and return them with their keys.
+
+        Raises the same errors as create().
+        """
         rows = list(rows)
-        with self.db.session() as session:
-            check_new(*rows)
+        for row in rows:
+            if inspect(row).has_identity:
+                raise InvalidRequestError(f"{row} is stored already: use update()")
+        with self.writing(begin_immediate=False) as session:
             session.add_all(rows)
         return rows
 
-    def get_by_id(self, id: int, *options: ORMOption) -> Row | None:
-        """Return the row, or None if there is none."""
-        rows = self.read(statements.by_id(self.model), *options, id=id) if abs(id) <= MAX_ID else []
-        return next(iter(rows), None)
+    def get_by_id(self, id: Any, *options: ORMOption) -> Model | None:
+        """Return the row with this primary key (a tuple if composite), or None."""
+        # session.get() would ignore the options for an object that it holds already.
+        query = self.by_key(select(self.model), id).options(*options)
+        with self.reading() as session:
+            return session.scalars(query).unique().one_or_none()
 
-    def get_page(self, *options: ORMOption, after_id: int = 0, limit: int = 100) -> list[Row]:
-        """Return up to limit rows with an id beyond after_id, in id order; every page costs the same, however far."""
-        if limit < 1:
-            raise ValueError("limit must be at least 1")
-        after_id = max(-MAX_ID, min(after_id, MAX_ID))
-        return self.read(statements.page(self.model), *options, after_id=after_id, limit=min(limit, MAX_ID))
+    def get_page(
+        self, *options: ORMOption, after_id: Any = None, limit: int = 100
+    ) -> Sequence[Model]:
+        """Return up to `limit` rows in the order of the primary key, after `after_id`.
 
-    def update(self, row: Row) -> Row:
-        """Write changes, children's too. Raises StaleDataError if others were faster, InvalidRequestError if spent."""
-        with self.db.session() as session:
-            check_read(row)  # in here: what is refused is not attached, and not stored by the commit
+        The last page costs as much as the first (keyset pagination). Raises
+        InvalidRequestError for a model with a composite key.
+        """
+        key, *others = inspect(self.model).primary_key
+        if others:
+            raise InvalidRequestError("get_page() needs a primary key of one column")
+        query = select(self.model).options(*options).order_by(key).limit(limit)
+        if after_id is not None:
+            query = query.where(key > after_id)
+        with self.reading() as session:
+            return session.scalars(query).unique().all()
+
+    def update(self, row: Model) -> Model:
+        """Store the changes of a row that was read before, and those of its children.
+
+        Raises StaleDataError if the row was changed or deleted meanwhile, and
+        InvalidRequestError if it is new, or expired by an earlier failure.
+        """
+        state = inspect(row)
+        if not state.has_identity or (state.detached and state.expired):
+            raise InvalidRequestError(f"{row} is new or expired: read it again")
+        # A flush may have to read before it deletes or replaces children.
+        has_children = any(key in state.dict for key in state.mapper.relationships.keys())
+        with self.writing(begin_immediate=has_children) as session:
             session.add(row)
         return row
 
-    def delete(self, id: int) -> bool:
-        """Delete the row (if inherited, in its own table) and what ON DELETE CASCADE does; return if there was one."""
-        if abs(id) > MAX_ID:
-            return False
-        with self.db.session() as session:
-            result = session.execute(statements.delete_by_id(self.model), {"id": id})
+    def delete(self, id: Any) -> bool:
+        """Delete the row with this primary key. Return False if there is none.
+
+        This is one DELETE statement. The database deletes children (ON DELETE CASCADE).
+        """
+        mapper = inspect(self.model)
+        if mapper.local_table is not mapper.base_mapper.local_table:
+            base = mapper.base_mapper.class_.__name__
+            raise InvalidRequestError(f"delete it through the repository of {base}")
+        query = self.by_key(delete(self.model), id)
+        with self.writing(begin_immediate=False) as session:
+            result = session.execute(query)
             return cast(CursorResult[Any], result).rowcount > 0
 
-    def read(self, query: Select[Any], *options: ORMOption, **values: Any) -> list[Row]:
-        """Return the rows of a query of your own for the model, as the database has them now, also in a transaction."""
-        with self.db.read_session() as session:
-            query = query.options(*options) if options else query  # the same statement keeps its cache key
-            rows = session.scalars(query, values, execution_options={"populate_existing": True})
-            return list(rows.unique())
+    def by_key[Query: (Select[Any], Delete)](self, query: Query, id: Any) -> Query:
+        """Return the query for the row with this primary key."""
+        values = id if isinstance(id, tuple) else (id,)
+        mapper = inspect(self.model)
+        for column, value in zip(mapper.primary_key, values, strict=True):
+            key = mapper.get_property_by_column(column).key
+            query = query.where(getattr(self.model, key) == value)
+        return query

@@ -1,74 +1,135 @@
-"""Create, read, update and delete for any model, in async code. repository.py is the same without async and await."""
+"""Create, read, update and delete for any model. repository.py is its twin."""
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, Select
+from sqlalchemy import CursorResult, Delete, Select, delete, inspect, select
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.interfaces import ORMOption
 
-from database.base import MAX_ID, Base, check_new, check_read
-from database.context_async import DbContextAsync, DbTransactionAsync
-from repositories import statements
+from database.base import Base
+from database.context_async import DbContextAsync
 
 
-class RepositoryAsync[Row: Base]:
-    """The rows of one model; each call is a transaction of its own, or a part of yours.
+class RepositoryAsync[Model: Base]:
+    """The rows of one model.
 
     class CompanyRepositoryAsync(RepositoryAsync[Company]):
         model = Company
 
-    acme = await CompanyRepositoryAsync(db).create(Company(name="Acme"))
-
-    Options are SQLAlchemy loader options: they say which relationships are loaded, too.
+    With a DbContextAsync each call is a transaction of its own. With an AsyncSession
+    the calls join its transaction. `options` are loader options such as selectinload().
     """
 
-    model: type[Row]
+    model: type[Model]
 
-    def __init__(self, db: DbContextAsync | DbTransactionAsync) -> None:
+    def __init__(self, db: DbContextAsync | AsyncSession) -> None:
         self.db = db
 
-    async def create(self, row: Row) -> Row:
-        """Store a new row and its children, and return it with its id. Raises IntegrityError for a duplicate."""
-        return (await self.create_many([row]))[0]
+    def reading(self) -> AbstractAsyncContextManager[AsyncSession]:
+        """Return the session for a query of your own."""
+        if isinstance(self.db, AsyncSession):
+            return nullcontext(self.db)
+        return self.db.read_session()
 
-    async def create_many(self, rows: Iterable[Row]) -> list[Row]:
-        """Store all of these new rows or none, and return them with their ids."""
+    @asynccontextmanager
+    async def writing(
+        self, *, begin_immediate: bool = True
+    ) -> AsyncIterator[AsyncSession]:
+        """Yield the session for a method of your own that writes.
+
+        To call other methods in the block, make their repository with this session:
+        `type(self)(session)`. Those of `self` would begin another transaction.
+        """
+        if isinstance(self.db, AsyncSession):
+            yield self.db
+            await self.db.flush()  # errors are raised here, and new ids are known
+        else:
+            async with self.db.transaction(begin_immediate=begin_immediate) as session:
+                yield session
+
+    async def create(self, row: Model) -> Model:
+        """Insert a new row and its children, and return it with its key.
+
+        Raises InvalidRequestError if it is stored already, and IntegrityError for a
+        duplicate.
+        """
+        await self.create_many([row])
+        return row
+
+    async def create_many(self, rows: Iterable[Model]) -> list[Model]:
+        """Insert all of these new rows, or none, and return them with their keys.
+
+        Raises the same errors as create().
+        """
         rows = list(rows)
-        async with self.db.session() as session:
-            check_new(*rows)
+        for row in rows:
+            if inspect(row).has_identity:
+                raise InvalidRequestError(f"{row} is stored already: use update()")
+        async with self.writing(begin_immediate=False) as session:
             session.add_all(rows)
         return rows
 
-    async def get_by_id(self, id: int, *options: ORMOption) -> Row | None:
-        """Return the row, or None if there is none."""
-        rows = await self.read(statements.by_id(self.model), *options, id=id) if abs(id) <= MAX_ID else []
-        return next(iter(rows), None)
+    async def get_by_id(self, id: Any, *options: ORMOption) -> Model | None:
+        """Return the row with this primary key (a tuple if composite), or None."""
+        # session.get() would ignore the options for an object that it holds already.
+        query = self.by_key(select(self.model), id).options(*options)
+        async with self.reading() as session:
+            return (await session.scalars(query)).unique().one_or_none()
 
-    async def get_page(self, *options: ORMOption, after_id: int = 0, limit: int = 100) -> list[Row]:
-        """Return up to limit rows with an id beyond after_id, in id order; every page costs the same, however far."""
-        if limit < 1:
-            raise ValueError("limit must be at least 1")
-        after_id = max(-MAX_ID, min(after_id, MAX_ID))
-        return await self.read(statements.page(self.model), *options, after_id=after_id, limit=min(limit, MAX_ID))
+    async def get_page(
+        self, *options: ORMOption, after_id: Any = None, limit: int = 100
+    ) -> Sequence[Model]:
+        """Return up to `limit` rows in the order of the primary key, after `after_id`.
 
-    async def update(self, row: Row) -> Row:
-        """Write changes, children's too. Raises StaleDataError if others were faster, InvalidRequestError if spent."""
-        async with self.db.session() as session:
-            check_read(row)  # in here: what is refused is not attached, and not stored by the commit
+        The last page costs as much as the first (keyset pagination). Raises
+        InvalidRequestError for a model with a composite key.
+        """
+        key, *others = inspect(self.model).primary_key
+        if others:
+            raise InvalidRequestError("get_page() needs a primary key of one column")
+        query = select(self.model).options(*options).order_by(key).limit(limit)
+        if after_id is not None:
+            query = query.where(key > after_id)
+        async with self.reading() as session:
+            return (await session.scalars(query)).unique().all()
+
+    async def update(self, row: Model) -> Model:
+        """Store the changes of a row that was read before, and those of its children.
+
+        Raises StaleDataError if the row was changed or deleted meanwhile, and
+        InvalidRequestError if it is new, or expired by an earlier failure.
+        """
+        state = inspect(row)
+        if not state.has_identity or (state.detached and state.expired):
+            raise InvalidRequestError(f"{row} is new or expired: read it again")
+        # A flush may have to read before it deletes or replaces children.
+        has_children = any(key in state.dict for key in state.mapper.relationships.keys())
+        async with self.writing(begin_immediate=has_children) as session:
             session.add(row)
         return row
 
-    async def delete(self, id: int) -> bool:
-        """Delete the row (if inherited, in its own table) and what ON DELETE CASCADE does; return if there was one."""
-        if abs(id) > MAX_ID:
-            return False
-        async with self.db.session() as session:
-            result = await session.execute(statements.delete_by_id(self.model), {"id": id})
+    async def delete(self, id: Any) -> bool:
+        """Delete the row with this primary key. Return False if there is none.
+
+        This is one DELETE statement. The database deletes children (ON DELETE CASCADE).
+        """
+        mapper = inspect(self.model)
+        if mapper.local_table is not mapper.base_mapper.local_table:
+            base = mapper.base_mapper.class_.__name__
+            raise InvalidRequestError(f"delete it through the repository of {base}")
+        query = self.by_key(delete(self.model), id)
+        async with self.writing(begin_immediate=False) as session:
+            result = await session.execute(query)
             return cast(CursorResult[Any], result).rowcount > 0
 
-    async def read(self, query: Select[Any], *options: ORMOption, **values: Any) -> list[Row]:
-        """Return the rows of a query of your own for the model, as the database has them now, also in a transaction."""
-        async with self.db.read_session() as session:
-            query = query.options(*options) if options else query  # the same statement keeps its cache key
-            rows = await session.scalars(query, values, execution_options={"populate_existing": True})
-            return list(rows.unique())
+    def by_key[Query: (Select[Any], Delete)](self, query: Query, id: Any) -> Query:
+        """Return the query for the row with this primary key."""
+        values = id if isinstance(id, tuple) else (id,)
+        mapper = inspect(self.model)
+        for column, value in zip(mapper.primary_key, values, strict=True):
+            key = mapper.get_property_by_column(column).key
+            query = query.where(getattr(self.model, key) == value)
+        return query

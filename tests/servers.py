@@ -31,7 +31,9 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.address = URL.create(self.scheme, self.user, None, "127.0.0.1", free_port())
+        self.address = URL.create(
+            self.scheme, self.user, None, "127.0.0.1", free_port()
+        )
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
@@ -44,7 +46,12 @@ class Server:
         log = self.folder.with_suffix(".log")
         with log.open("ab") as output:  # a pipe would stay open as long as the server
             self.process = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/", user=self.run_as
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd="/",
+                user=self.run_as,
             )
         for _ in range(600):
             try:
@@ -55,7 +62,9 @@ class Server:
                 time.sleep(0.05)
             else:
                 return
-        raise RuntimeError(f"{self.command()[0]} did not come up:\n{log.read_text()[-2000:]}")
+        raise RuntimeError(
+            f"{self.command()[0]} did not come up:\n{log.read_text()[-2000:]}"
+        )
 
     def stop(self) -> None:
         if self.process:
@@ -71,7 +80,9 @@ class Server:
 
     def url(self, driver: str, database: str) -> str:
         """Return a URL with this driver, such as postgresql+asyncpg."""
-        return self.address.set(drivername=driver, database=database).render_as_string(hide_password=False)
+        return self.address.set(drivername=driver, database=database).render_as_string(
+            hide_password=False
+        )
 
     def create_database(self) -> str:
         """Return the name of a new, empty database."""
@@ -94,11 +105,22 @@ class Postgres(Server):
         cluster.ensure_pgdata_inited()
 
     def command(self) -> list[str]:
-        settings = [f"port={self.address.port}", "listen_addresses=127.0.0.1", "unix_socket_directories="]
-        return [str(self.programs / "postgres"), "-D", str(self.folder), *[f"--{setting}" for setting in settings]]
+        settings = [
+            f"port={self.address.port}",
+            "listen_addresses=127.0.0.1",
+            "unix_socket_directories=",
+        ]
+        return [
+            str(self.programs / "postgres"),
+            "-D",
+            str(self.folder),
+            *[f"--{setting}" for setting in settings],
+        ]
 
     def execute(self, sql: str) -> None:
-        with psycopg.connect(self.url("postgresql", "postgres"), autocommit=True) as connection:
+        with psycopg.connect(
+            self.url("postgresql", "postgres"), autocommit=True
+        ) as connection:
             connection.execute(sql.encode())
 
 
@@ -112,7 +134,9 @@ class MariaDB(Server):
     def program(name: str) -> str | None:
         if os.environ.get("TEST_WITHOUT_MARIADB"):
             return None
-        return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+        return shutil.which(
+            name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
+        )
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -126,11 +150,21 @@ class MariaDB(Server):
         self.install()
 
     def install(self) -> None:
-        install = [str(self.program("mariadb-install-db")), *self.options, "--auth-root-authentication-method=normal"]
-        subprocess.run(install, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        install = [
+            str(self.program("mariadb-install-db")),
+            *self.options,
+            "--auth-root-authentication-method=normal",
+        ]
+        subprocess.run(
+            install, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
 
     def command(self) -> list[str]:
-        network = [f"--port={self.address.port}", "--bind-address=127.0.0.1", f"--socket={self.folder}.sock"]
+        network = [
+            f"--port={self.address.port}",
+            "--bind-address=127.0.0.1",
+            f"--socket={self.folder}.sock",
+        ]
         return [str(self.program("mariadbd")), *self.options, *network]
 
     def execute(self, sql: str) -> None:

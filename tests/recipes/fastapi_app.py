@@ -72,7 +72,9 @@ async def get_users_in_transaction(db: DbAsync) -> AsyncIterator[UserRepositoryA
 
 Users = Annotated[UserRepositoryAsync, Depends(get_users)]
 # scope="function" commits before the answer is sent. Else a commit that fails would have been answered with success.
-UsersInTransaction = Annotated[UserRepositoryAsync, Depends(get_users_in_transaction, scope="function")]
+UsersInTransaction = Annotated[
+    UserRepositoryAsync, Depends(get_users_in_transaction, scope="function")
+]
 
 app = FastAPI(lifespan=lifespan)
 
@@ -80,7 +82,9 @@ app = FastAPI(lifespan=lifespan)
 @app.exception_handler(IntegrityError)
 @app.exception_handler(StaleDataError)
 async def conflict(_request: Request, _error: Exception) -> JSONResponse:
-    return JSONResponse({"detail": "There is one already, or somebody was faster."}, 409)
+    return JSONResponse(
+        {"detail": "There is one already, or somebody was faster."}, 409
+    )
 
 
 def fill(user: UserDb, form: NewUser) -> UserDb:
@@ -96,12 +100,21 @@ def show(user: UserDb) -> ShownUser:
 
 
 @app.get("/users")
-def list_users(db: Db, after_id: int = 0) -> list[ShownUser]:  # a sync endpoint, on the sync stack
-    return [show(user) for user in composition_root.create_user_repository(db).get_page(after_id=after_id)]
+def list_users(
+    db: Db, after_id: int = 0
+) -> list[ShownUser]:  # a sync endpoint, on the sync stack
+    return [
+        show(user)
+        for user in composition_root.create_user_repository(db).get_page(
+            after_id=after_id
+        )
+    ]
 
 
 @app.post("/users", status_code=201)
-async def create_users(new: list[NewUser], users: UsersInTransaction) -> list[ShownUser]:
+async def create_users(
+    new: list[NewUser], users: UsersInTransaction
+) -> list[ShownUser]:
     return [show(await users.create(fill(UserDb(), one))) for one in new]
 
 
@@ -123,11 +136,15 @@ async def edit_user(id: int, form: EditForm, db: DbAsync) -> ShownUser:
             raise HTTPException(409, "Somebody was faster: load the form again.")
         return show(await users.update(fill(user, form)))
 
-    return await db.run(edit)  # when two save at the same moment, the second runs again, and finds another version
+    return await db.run(
+        edit
+    )  # when two save at the same moment, the second runs again, and finds another version
 
 
 @app.delete("/users/{id}", status_code=204)
 def delete_user(id: int, db: Db) -> None:
-    with db.transaction() as tx:  # a block in the endpoint commits before the answer, too
+    with (
+        db.transaction() as tx
+    ):  # a block in the endpoint commits before the answer, too
         if not composition_root.create_user_repository(tx).delete(id):
             raise HTTPException(404)

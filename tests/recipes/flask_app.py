@@ -36,26 +36,44 @@ def conflict(_error: Exception) -> tuple[str, int]:
 def fill(user: UserDb, form: Any) -> UserDb:
     try:
         user.name, user.email = form["name"], form["email"]
-    except (ValueError, KeyError, TypeError) as error:  # the model knows what it can't hold
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:  # the model knows what it can't hold
         abort(422, str(error))
     return user
 
 
 def show(user: UserDb) -> dict[str, object]:
-    return {"id": user.id, "version": user.version, "name": user.name, "email": user.email}
+    return {
+        "id": user.id,
+        "version": user.version,
+        "name": user.name,
+        "email": user.email,
+    }
 
 
 @pages.get("/users")
 def list_users() -> list[dict[str, object]]:
     after_id = request.args.get("after_id", 0, int)
-    return [show(user) for user in composition_root.create_user_repository(db).get_page(after_id=after_id)]
+    return [
+        show(user)
+        for user in composition_root.create_user_repository(db).get_page(
+            after_id=after_id
+        )
+    ]
 
 
 @pages.post("/users")
 def create_users() -> tuple[list[dict[str, object]], int]:
-    with db.transaction() as tx:  # one request, one transaction; it commits before the answer
+    with (
+        db.transaction() as tx
+    ):  # one request, one transaction; it commits before the answer
         users = composition_root.create_user_repository(tx)
-        return [show(users.create(fill(UserDb(), new))) for new in request.get_json()], 201
+        return [
+            show(users.create(fill(UserDb(), new))) for new in request.get_json()
+        ], 201
 
 
 @pages.get("/users/<int:id>")
@@ -74,9 +92,15 @@ def edit_user(id: int) -> dict[str, object]:
             abort(409, "Somebody was faster: load the form again.")
         return show(users.update(fill(user, form)))
 
-    return db.run(edit)  # when two save at the same moment, the second runs again, and finds another version
+    return db.run(
+        edit
+    )  # when two save at the same moment, the second runs again, and finds another version
 
 
 @pages.delete("/users/<int:id>")
 def delete_user(id: int) -> tuple[str, int]:
-    return ("", 204) if composition_root.create_user_repository(db).delete(id) else abort(404)
+    return (
+        ("", 204)
+        if composition_root.create_user_repository(db).delete(id)
+        else abort(404)
+    )

@@ -1,0 +1,100 @@
+"""Models with keys, types and inheritance that the demo does not have."""
+
+import enum
+import uuid
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ForeignKey, MetaData, String, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from database.base import Base, Id, Money, Versioned
+
+
+class Own(Base):
+    __abstract__ = True
+    metadata = MetaData(naming_convention=Base.metadata.naming_convention)
+
+
+class Color(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Note(Own):
+    """A model without a version, with a UUID key."""
+
+    __tablename__ = "notes"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+    word: Mapped[str] = mapped_column(String(20))
+    edits: Mapped[int] = mapped_column(server_default="0", onupdate=text("edits + 1"))
+    color: Mapped[Color | None]
+    seen_at: Mapped[datetime | None]
+    price: Mapped[Money | None]
+
+
+class Country(Versioned, Own):
+    """A model with a string as its key, and a constraint of its own."""
+
+    __tablename__ = "countries"
+    __table_args__ = (UniqueConstraint("name"),)
+
+    code: Mapped[str] = mapped_column(String(2), primary_key=True)
+    name: Mapped[str] = mapped_column(String(100))
+
+
+class Membership(Versioned, Own):
+    """A model with a composite key."""
+
+    __tablename__ = "memberships"
+
+    team: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    person: Mapped[str] = mapped_column(String(20), primary_key=True)
+    role: Mapped[str] = mapped_column(String(20))
+
+
+class Animal(Versioned, Own):
+    """The base of joined-table inheritance, with mapper arguments of its own."""
+
+    __tablename__ = "animals"
+    __mapper_args__: Any = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}
+
+    id: Mapped[Id]
+    kind: Mapped[str] = mapped_column(String(20))
+    name: Mapped[str] = mapped_column(String(20))
+
+
+class Dog(Animal):
+    __tablename__ = "dogs"
+    __mapper_args__: Any = {"polymorphic_identity": "dog"}
+
+    id: Mapped[Id] = mapped_column(ForeignKey("animals.id", ondelete="CASCADE"))
+    tricks: Mapped[int] = mapped_column(default=0)
+
+
+class Order(Versioned, Own):
+    """A model whose children have children."""
+
+    __tablename__ = "orders"
+
+    id: Mapped[Id]
+    title: Mapped[str] = mapped_column(String(20))
+    items: Mapped[list["Item"]] = relationship(
+        cascade="all, delete-orphan", lazy="raise"
+    )
+
+
+class Item(Versioned, Own):
+    __tablename__ = "items"
+
+    id: Mapped[Id]
+    order_id: Mapped[int] = mapped_column(ForeignKey("orders.id", ondelete="CASCADE"))
+    parts: Mapped[list["Part"]] = relationship(cascade="all, delete-orphan")
+
+
+class Part(Own):
+    __tablename__ = "parts"
+
+    id: Mapped[Id]
+    item_id: Mapped[int] = mapped_column(ForeignKey("items.id", ondelete="CASCADE"))

@@ -1,0 +1,51 @@
+"""Turns asynchronous code into its synchronous twin.
+
+The tests in tests/stacks/ are written once, for the async stack. When pytest starts, it
+copies them to tests/stacks_sync/ with the words below replaced, so that each test runs
+in both stacks. test_twins.py compares the template's own twins in the same way.
+"""
+
+import re
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+# What async code says, and what stands in its place in sync code.
+WORDS = [
+    (r"\b(async|await) ", ""),
+    (r"\b([A-Z]\w+)Async\b", r"\1"),
+    (r"\b(\w+)_(async|ASYNC)\b", r"\1"),
+    (r"\bAsync(Iterator|Session|Engine)\b", r"\1"),
+    (r"\bAbstractAsyncContextManager\b", "AbstractContextManager"),
+    (r"\basynccontextmanager\b", "contextmanager"),
+    (r"\b__a(enter|exit)__", r"__\1__"),
+    (r"\bAwaitable\[(\w+)\]", r"\1"),
+    (r"\basyncio\b", "time"),
+    (r"\bconnection\.run_sync\(([\w.]+)\)", r"\1(connection)"),
+    (r"\basync_sessionmaker\b", "sessionmaker"),
+    (r"\bcreate_async_engine\b", "create_engine"),
+    (r"\bsync_session_class\b", "class_"),
+    (r"\.sync_engine\b", ""),
+    (r"\bsqlalchemy\.ext\.asyncio\b", "sqlalchemy.orm"),
+    (r"\bsqlite\+aiosqlite\b", "sqlite"),
+    (r"\btests\.stacks\b", "tests.stacks_sync"),
+    (r"\b(an Async|a )Session\b", "a Session"),
+    (r"\bbetween tasks\b", "between threads"),
+]
+
+
+def synchronous(code: str) -> str:
+    for word, replacement in WORDS:
+        code = re.sub(word, replacement, code)
+    return code
+
+
+def write_synchronous_tests() -> None:
+    folder = TESTS / "stacks_sync"
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.py"):
+        if not (TESTS / "stacks" / old.name).exists():
+            old.unlink()
+    for path in (TESTS / "stacks").glob("*.py"):
+        twin, code = folder / path.name, synchronous(path.read_text())
+        if not twin.exists() or twin.read_text() != code:
+            twin.write_text(code)
