@@ -121,5 +121,5 @@ class Versioned:
         if not any(inspect(base, raiseerr=False) for base in cls.__mro__[1:]):
             own: dict[str, Any] = getattr(cls, "__mapper_args__", {})
             options_ = {"version_id_col": Versioned.version_id, **own}
-            setattr(cls, "__mapper_args__", options_)
+            cls.__mapper_args__ = options_
         super().__init_subclass__(**options)

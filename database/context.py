@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.orm.exc import StaleDataError
 
 from database.base import Base
-from database.engine import check_can_commit, configure, engine_options
-from database.session import ReadSession, is_retryable, read_options
+from database.engine import configure, engine_options
+from database.session import ReadSession, commit, is_retryable, read_options, roll_back
 
 
 class DbContext:
@@ -58,12 +58,14 @@ class DbContext:
         # The connection is closed even if another task keeps the session from closing.
         with self.engine.connect() as connection:
             connection.execution_options(begin_immediate=begin_immediate)
-            info = connection.info
             with self.sessionmaker(bind=connection) as session:
-                session.connection()  # begin now, not with the first statement
-                yield session
-                check_can_commit(info)
-                session.commit()
+                try:
+                    session.connection()  # begin now, not with the first statement
+                    yield session
+                    commit(session)
+                except BaseException:
+                    roll_back(session)
+                    raise
 
     def run_transaction[T](self, work: Callable[[Session], T], attempts: int = 10) -> T:
         """Return the result of work(session), run in a transaction.

@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from sqlalchemy.orm.exc import StaleDataError
 
 from database.base import Base
-from database.engine import check_can_commit, configure, engine_options
-from database.session import ReadSession, is_retryable, read_options
+from database.engine import configure, engine_options
+from database.session import ReadSession, commit, is_retryable, read_options, roll_back
 
 
 class DbContextAsync:
@@ -62,12 +62,16 @@ class DbContextAsync:
         # The connection is closed even if another task keeps the session from closing.
         async with self.engine.connect() as connection:
             await connection.execution_options(begin_immediate=begin_immediate)
-            info = connection.info
             async with self.sessionmaker(bind=connection) as session:
-                await session.connection()  # begin now, not with the first statement
-                yield session
-                check_can_commit(info)
-                await session.commit()
+                try:
+                    await (
+                        session.connection()
+                    )  # begin now, not with the first statement
+                    yield session
+                    await session.run_sync(commit)
+                except BaseException:
+                    await session.run_sync(roll_back)
+                    raise
 
     async def run_transaction[T](
         self, work: Callable[[AsyncSession], Awaitable[T]], attempts: int = 10

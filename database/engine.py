@@ -74,26 +74,39 @@ def configure_sqlite(engine: Engine) -> None:
 
 
 def track_statements(engine: Engine) -> None:
-    # A transaction must not be committed in two cases. After a failed statement,
-    # PostgreSQL turns COMMIT into ROLLBACK without an error. And while another task
-    # still runs a statement, the drivers for MySQL send COMMIT and then fail.
+    # A transaction can't be committed in two cases. After a failed statement PostgreSQL
+    # turns COMMIT into ROLLBACK without an error. While another task still runs a
+    # statement, for example after asyncio.gather(), the drivers can't commit or roll
+    # back, and the connection's next user would store that task's work.
     @event.listens_for(engine, "before_cursor_execute")
     def start(connection: Connection, *_: object) -> None:
-        connection.info["unfinished"] = True
+        connection.info["statement"] = "running"
 
     @event.listens_for(engine, "after_cursor_execute")
-    @event.listens_for(engine, "rollback")
     def finish(connection: Connection, *_: object) -> None:
-        if not connection.invalidated:
-            connection.info["unfinished"] = False
+        connection.info["statement"] = "finished"
+
+    @event.listens_for(engine, "rollback")
+    def forget_failure(connection: Connection) -> None:
+        if not connection.invalidated and connection.info.get("statement") == "failed":
+            connection.info["statement"] = "finished"
+
+    @event.listens_for(engine, "checkin")
+    def close_if_running(_connection: object, record: Any) -> None:
+        if record.info.get("statement") == "running":
+            record.invalidate()
 
 
-def check_can_commit(info: Mapping[str, Any]) -> None:
-    """Raise InvalidRequestError if the last statement of a connection is unfinished."""
-    if info.get("unfinished"):
+def check_can_commit(connection: Any) -> None:
+    """Raise InvalidRequestError if the last statement is running or has failed."""
+    if connection.closed or connection.invalidated:
+        return
+    if connection.info.get("statement") == "running":
+        raise InvalidRequestError("another task still runs a statement")
+    if connection.info.get("statement") == "failed":
         raise InvalidRequestError(
-            "This transaction can't be committed: a statement failed, or another task "
-            "still runs one. Use session.begin_nested() around what may fail."
+            "a statement failed, so this transaction can only be rolled back: "
+            "use session.begin_nested() around what may fail"
         )
 
 
@@ -105,18 +118,18 @@ def give_up_broken_connections(engine: Engine) -> None:
     # connection to the pool with the transaction open.
     @event.listens_for(engine, "handle_error")
     def give_up(context: ExceptionContext) -> None:
-        connection = context.connection
+        connection, dialect = context.connection, engine.dialect.name
         if connection is None or connection.closed or connection.invalidated:
             return
-        if engine.dialect.name != "postgresql":
-            connection.info["unfinished"] = False
+        is_failed = dialect == "postgresql"
+        connection.info["statement"] = "failed" if is_failed else "finished"
         driver: Any = connection.connection.driver_connection
         code = context.original_exception.args[:1]
         if (
             context.statement is None  # COMMIT or ROLLBACK
             or context.statement.startswith("ROLLBACK TO SAVEPOINT")
-            or (engine.dialect.name == "sqlite" and not driver.in_transaction)
-            or (engine.dialect.name in ("mysql", "mariadb") and code == (1213,))
+            or (dialect == "sqlite" and not driver.in_transaction)
+            or (dialect in ("mysql", "mariadb") and code == (1213,))
         ):
             context.is_disconnect = True
             context.invalidate_pool_on_disconnect = False

@@ -9,9 +9,29 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.orm.exc import StaleDataError
 
+from database.engine import check_can_commit
+
 # Deadlocks, serialization failures and lock timeouts: PostgreSQL's SQLSTATE codes and
 # MySQL's error numbers.
 CONFLICTS = {"40001", "40P01", 1213, 1205, 1020}
+
+
+def commit(session: Session) -> None:
+    """Commit the transaction of this session, and close the session.
+
+    Raises InvalidRequestError if a statement has failed or still runs.
+    """
+    check_can_commit(session.get_bind())
+    session.commit()
+    # In the same step, so that no other task can begin a new transaction in between.
+    session.close()
+
+
+def roll_back(session: Session) -> None:
+    """Roll back the transaction of this session, and close the session."""
+    # close() alone would leave new objects looking like stored ones.
+    session.rollback()
+    session.close()
 
 
 class ReadSession(Session):

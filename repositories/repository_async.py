@@ -103,11 +103,17 @@ class RepositoryAsync[Model: Base]:
         InvalidRequestError if it is new, or expired by an earlier failure.
         """
         state = inspect(row)
-        if not state.has_identity or (state.detached and state.expired):
+        children = [
+            child
+            for *_, child, _ in state.mapper.cascade_iterator("save-update", state)
+        ]
+        expired = [
+            each for each in (state, *children) if each.detached and each.expired
+        ]
+        if expired or not state.has_identity:
             raise InvalidRequestError(f"{row} is new or expired: read it again")
         # A flush may have to read before it deletes or replaces children.
-        has_children = any(key in state.dict for key in state.mapper.relationships.keys())
-        async with self.writing(begin_immediate=has_children) as session:
+        async with self.writing(begin_immediate=bool(children)) as session:
             session.add(row)
         return row
 

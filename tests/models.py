@@ -1,14 +1,16 @@
-"""Models with keys, types and inheritance that the demo does not have."""
+"""Models for the tests: keys, types and inheritance that the demo does not have."""
 
 import enum
 import uuid
-from datetime import datetime
+from datetime import date, datetime
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import ForeignKey, MetaData, String, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from database.base import Base, Id, Money, Versioned
+from database.models import Salary, TaxAccount, UserDb
 
 
 class Own(Base):
@@ -98,3 +100,13 @@ class Part(Own):
 
     id: Mapped[Id]
     item_id: Mapped[int] = mapped_column(ForeignKey("items.id", ondelete="CASCADE"))
+
+
+def a_user(n: int = 1, **values: Any) -> UserDb:
+    return UserDb(**{"name": f"User {n}", "email": f"user{n}@example.com"} | values)
+
+
+def a_family(n: int = 1) -> UserDb:
+    """Return a new user with a tax account and two salaries."""
+    salaries = [Salary(amount=Decimal(n), paid_on=date(2026, n, 1)) for n in (1, 2)]
+    return a_user(n, tax_account=TaxAccount(number=f"TAX-{n}"), salaries=salaries)

@@ -19,13 +19,14 @@ WORDS = [
     (r"\basynccontextmanager\b", "contextmanager"),
     (r"\b__a(enter|exit)__", r"__\1__"),
     (r"\bAwaitable\[(\w+)\]", r"\1"),
+    (r"\bsqlalchemy\.ext\.asyncio\b", "sqlalchemy.orm"),
     (r"\basyncio\b", "time"),
-    (r"\bconnection\.run_sync\(([\w.]+)\)", r"\1(connection)"),
+    (r"\b(\w+)\.run_sync\(([\w.]+)\)", r"\2(\1)"),
+    (r"\b(\w+)\.run_sync\((lambda .*)\)$", r"(\2)(\1)"),
     (r"\basync_sessionmaker\b", "sessionmaker"),
     (r"\bcreate_async_engine\b", "create_engine"),
     (r"\bsync_session_class\b", "class_"),
     (r"\.sync_engine\b", ""),
-    (r"\bsqlalchemy\.ext\.asyncio\b", "sqlalchemy.orm"),
     (r"\bsqlite\+aiosqlite\b", "sqlite"),
     (r"\btests\.stacks\b", "tests.stacks_sync"),
     (r"\b(an Async|a )Session\b", "a Session"),
@@ -35,7 +36,7 @@ WORDS = [
 
 def synchronous(code: str) -> str:
     for word, replacement in WORDS:
-        code = re.sub(word, replacement, code)
+        code = re.sub(word, replacement, code, flags=re.MULTILINE)
     return code
 
 

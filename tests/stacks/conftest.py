@@ -1,4 +1,4 @@
-"""Fixtures for tests that run with every driver."""
+"""Fixtures for the tests that run with every driver."""
 
 from collections.abc import AsyncIterator, Callable
 
@@ -12,6 +12,19 @@ from tests.conftest import DRIVERS_ASYNC, SYNC_DRIVERS
 from tests.models import Own
 
 
+def create_tables(db: DbContext) -> None:
+    with db.engine.begin() as connection:
+        Base.metadata.create_all(connection)
+        Own.metadata.create_all(connection)
+
+
+def empty_tables(db: DbContext) -> None:
+    with db.engine.begin() as connection:
+        for metadata in (Base.metadata, Own.metadata):
+            for table in reversed(metadata.sorted_tables):
+                connection.execute(table.delete())
+
+
 @pytest.fixture(params=DRIVERS_ASYNC)
 def url(
     request: pytest.FixtureRequest,
@@ -20,17 +33,16 @@ def url(
 ) -> str:
     """Return the URL of a database with empty tables, for each driver in turn."""
     backend = request.param.partition("+")[0]
-    if backend not in kept or backend == "sqlite":
-        kept[backend] = DbContext(new_url(SYNC_DRIVERS[backend]))
-        with kept[backend].engine.begin() as connection:
-            Base.metadata.create_all(connection)
-            Own.metadata.create_all(connection)
+    if backend == "sqlite":
+        with DbContext(new_url("sqlite")) as db:
+            create_tables(db)
+    elif backend in kept:
+        db = kept[backend]
+        empty_tables(db)
     else:
-        with kept[backend].engine.begin() as connection:
-            for metadata in (Base.metadata, Own.metadata):
-                for table in reversed(metadata.sorted_tables):
-                    connection.execute(table.delete())
-    url = kept[backend].engine.url.set(drivername=request.param)
+        kept[backend] = db = DbContext(new_url(SYNC_DRIVERS[backend]))
+        create_tables(db)
+    url = db.engine.url.set(drivername=request.param)
     return url.render_as_string(hide_password=False)
 
 

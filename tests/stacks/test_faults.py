@@ -1,0 +1,310 @@
+"""Databases that restart, hang up, end a transaction, are full, locked or read-only."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Update, event, insert, make_url, select, text, update
+from sqlalchemy.exc import (
+    DBAPIError,
+    InvalidRequestError,
+    OperationalError,
+    PendingRollbackError,
+)
+
+from database.context import DbContext as AnyContext
+from database.context_async import DbContextAsync
+from database.models import UserDb
+from repositories.user_repository_async import UserRepositoryAsync
+from tests.conftest import SYNC_DRIVERS
+from tests.models import a_family, a_user
+from tests.servers import Server
+from tests.stacks.repositories import names, read
+
+USERS = ("user1@example.com", "user2@example.com")
+CONNECTION_ID = {
+    "postgresql": "SELECT pg_backend_pid()",
+    "mysql": "SELECT CONNECTION_ID()",
+    "mariadb": "SELECT CONNECTION_ID()",
+}
+
+
+@pytest.fixture
+def backend(url: str) -> str:
+    return make_url(url).get_backend_name()
+
+
+@pytest.fixture
+def server(url: str, backend: str) -> Iterator[Connection]:
+    """Yield a connection to look at the database and to disturb it."""
+    if backend == "sqlite":
+        pytest.skip("SQLite has no server")
+    other = make_url(url).set(drivername=SYNC_DRIVERS[backend])
+    with (
+        AnyContext(other, isolation_level="AUTOCOMMIT") as context,
+        context.engine.connect() as connection,
+    ):
+        yield connection
+
+
+@pytest.fixture
+def file(url: str, backend: str) -> str:
+    """Return the path of the SQLite database."""
+    if backend != "sqlite":
+        pytest.skip("for SQLite")
+    return str(make_url(url).database)
+
+
+def hang_up(server: Connection, connection: Any) -> None:
+    """Close a connection from the server's side, and wait until it is closed."""
+    id = connection.scalar(text(CONNECTION_ID[server.dialect.name]))
+    if server.dialect.name == "postgresql":
+        server.scalar(text(f"SELECT pg_terminate_backend({id}, 5000)"))
+    else:
+        server.execute(text(f"KILL {id}"))
+        while id in server.scalars(
+            text("SELECT id FROM information_schema.processlist")
+        ):
+            time.sleep(0.01)
+
+
+class TestServer:
+    async def test_may_restart_while_connections_are_idle(
+        self, db: DbContextAsync, server: Connection, request: pytest.FixtureRequest
+    ) -> None:
+        name = "postgres" if server.dialect.name == "postgresql" else "mariadb"
+        running: Server = request.getfixturevalue(name)
+        async with DbContextAsync(db.engine.url) as other:
+            users, others = UserRepositoryAsync(db), UserRepositoryAsync(other)
+            await users.get_page()
+            await others.get_page()
+            await asyncio.sleep(1.1)
+            running.stop()
+            running.start()
+            assert await users.get_page() == []
+            await others.create(a_user())
+        assert await names(db) == ["User 1"]
+
+    @pytest.mark.parametrize("caught", [False, True])
+    async def test_that_hangs_up_in_a_transaction_stores_nothing(
+        self, db: DbContextAsync, server: Connection, caught: bool
+    ) -> None:
+        with pytest.raises((DBAPIError, PendingRollbackError)):
+            async with db.transaction() as session:
+                session.add(a_user(1))
+                await session.flush()
+                await session.run_sync(lambda s: hang_up(server, s.connection()))
+                with suppress(*[DBAPIError] * caught):
+                    await session.execute(select(UserDb))
+                session.add(a_user(2))
+        assert await names(db) == []
+        assert "Connections in pool" in db.engine.pool.status()
+
+    async def test_that_hangs_up_before_commit_makes_the_transaction_run_again(
+        self, db: DbContextAsync, server: Connection
+    ) -> None:
+        async def work(session: Any) -> None:
+            attempts.append(1)
+            await session.execute(select(UserDb))
+            if len(attempts) == 1:
+                await session.run_sync(lambda s: hang_up(server, s.connection()))
+            session.add(a_user(len(attempts)))
+
+        attempts: list[int] = []
+        await db.run_transaction(work)
+        assert await names(db) == ["User 2"]
+
+    async def test_that_hangs_up_during_commit_is_told_and_not_repeated(
+        self, db: DbContextAsync, server: Connection
+    ) -> None:
+        async def work(session: Any) -> None:
+            attempts.append(1)
+            session.add(a_user())
+
+        attempts: list[int] = []
+        event.listen(
+            db.engine.sync_engine,
+            "commit",
+            lambda connection: hang_up(server, connection),
+        )
+        with pytest.raises(DBAPIError):
+            await db.run_transaction(work)
+        assert len(attempts) == 1
+
+
+def rename(email: str, name: str) -> Update:
+    return update(UserDb).where(UserDb.email == email).values(name=name)
+
+
+class Rival:
+    """A transaction that makes the second statement of another one a deadlock."""
+
+    def __init__(self, server: Connection) -> None:
+        self.server, self.thread = server, ThreadPoolExecutor(1)
+        self.connection = server.engine.connect().execution_options(
+            isolation_level="READ COMMITTED"
+        )
+        self.waiting = Future[Any]()
+
+    def change(self, email: str) -> None:
+        self.connection.execute(rename(email, "rival"))
+
+    def provoke(self) -> None:
+        """Lock the second row, and wait for the first one."""
+        waiting = "information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+        if self.server.dialect.name == "postgresql":
+            waiting = "pg_locks WHERE NOT granted"
+            self.connection.execute(text("SET deadlock_timeout = '1h'"))
+        many = [{"name": "rival", "email": str(n)} for n in range(50)]
+        self.connection.execute(insert(UserDb), many)  # MySQL gives up the smaller one
+        self.change(USERS[1])
+        self.waiting = self.thread.submit(self.change, USERS[0])
+        while not self.server.scalar(text(f"SELECT count(*) FROM {waiting}")):
+            time.sleep(0.1)
+
+    def give_way(self) -> None:
+        self.waiting.result(30)
+        self.connection.rollback()
+
+
+@pytest.fixture
+def rival(server: Connection) -> Iterator[Rival]:
+    rival = Rival(server)
+    yield rival
+    rival.connection.close()
+    rival.thread.shutdown()
+
+
+class TestDeadlock:
+    async def test_makes_the_transaction_run_again(
+        self, db: DbContextAsync, users: UserRepositoryAsync, rival: Rival
+    ) -> None:
+        async def work(session: Any) -> None:
+            attempts.append(1)
+            if len(attempts) == 2:
+                rival.give_way()
+            session.add(a_user(3))
+            await session.execute(rename(USERS[0], "mine"))
+            if len(attempts) == 1:
+                rival.provoke()
+            async with session.begin_nested():
+                await session.execute(rename(USERS[1], "mine"))
+
+        attempts: list[int] = []
+        await users.create_many([a_user(1), a_user(2)])
+        await db.run_transaction(work)
+        assert len(attempts) == 2
+        assert await names(db) == ["mine", "mine", "User 3"]
+
+    @pytest.mark.parametrize("place", ["in a savepoint", "outside"])
+    async def test_that_is_caught_stores_nothing_on_mysql(
+        self,
+        db: DbContextAsync,
+        users: UserRepositoryAsync,
+        rival: Rival,
+        place: str,
+        backend: str,
+    ) -> None:
+        """MySQL has rolled back the whole transaction, not the savepoint alone."""
+        if backend == "postgresql":
+            pytest.skip("PostgreSQL rolls back to the savepoint")
+        await users.create_many([a_user(1), a_user(2)])
+        with pytest.raises((DBAPIError, InvalidRequestError)):
+            async with db.transaction() as session:
+                await session.execute(rename(USERS[0], "mine"))
+                rival.provoke()
+                with suppress(DBAPIError):
+                    if place == "outside":
+                        await session.execute(rename(USERS[1], "mine"))
+                    else:
+                        async with session.begin_nested():
+                            await session.execute(rename(USERS[1], "mine"))
+                session.add(a_user(3))
+        rival.give_way()
+        assert await names(db) == ["User 1", "User 2"]
+
+
+FILL = "INSERT INTO users (name, email, created_at) VALUES ('x', :email, '2026-01-01')"
+
+
+class TestSQLite:
+    @pytest.mark.parametrize("caught", [False, True])
+    async def test_with_a_full_disk_stores_nothing(
+        self, url: str, file: str, caught: bool
+    ) -> None:
+        """SQLite ends the transaction. Later statements would be stored alone."""
+        async with DbContextAsync(url, pool_size=1, max_overflow=0) as db:
+            with pytest.raises((OperationalError, PendingRollbackError)) as told:
+                async with db.transaction() as session:
+                    session.add(a_user(1))
+                    await session.flush()
+                    await session.execute(text("PRAGMA max_page_count = 1"))
+                    with suppress(*[DBAPIError] * caught):
+                        for n in range(1000):
+                            await session.execute(text(FILL), {"email": f"{n:0200}"})
+                    session.add(a_user(2))
+            assert caught or "full" in str(told.value)
+            assert await names(db) == []
+
+    async def test_waits_for_the_lock_if_a_transaction_reads_first(
+        self, db: DbContextAsync, users: UserRepositoryAsync, file: str
+    ) -> None:
+        """Without BEGIN IMMEDIATE it fails at once: "database is locked"."""
+        user = await users.create(a_user(1))
+        async with db.transaction() as session:
+            found = await read(UserRepositoryAsync(session), user.id)
+            async with DbContextAsync(
+                db.engine.url, connect_args={"timeout": 0.01}
+            ) as other:
+                with pytest.raises(OperationalError, match="locked"):
+                    await UserRepositoryAsync(other).create(a_user(2))
+                with pytest.raises(OperationalError, match="locked"):
+                    async with other.transaction():
+                        pass
+                assert await names(other) == ["User 1"], "readers do not wait"
+            found.name = "changed"
+        assert await names(db) == ["changed"]
+
+    async def test_takes_the_lock_before_it_removes_children(
+        self, db: DbContextAsync, users: UserRepositoryAsync, file: str
+    ) -> None:
+        statements: list[str] = []
+        user = await users.create(a_family())
+        event.listen(
+            db.engine.sync_engine,
+            "before_cursor_execute",
+            lambda *args: statements.append(args[2]),
+        )
+        user.salaries.pop()
+        await users.update(user)
+        assert statements[1] == "BEGIN IMMEDIATE"
+
+    async def test_can_be_read_where_it_cannot_be_written(
+        self, db: DbContextAsync, users: UserRepositoryAsync, file: str
+    ) -> None:
+        await users.create(a_user(1))
+        await db.dispose()
+        read_only = f"{db.engine.url.drivername}:///file:{file}?mode=ro&uri=true"
+        async with DbContextAsync(read_only) as other:
+            assert await names(other) == ["User 1"]
+            with pytest.raises(OperationalError, match="readonly"):
+                await UserRepositoryAsync(other).create(a_user(2))
+
+    async def test_enforces_foreign_keys_and_writes_ahead(
+        self, db: DbContextAsync, file: str
+    ) -> None:
+        async with db.engine.connect() as connection:
+            assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
+            assert await connection.scalar(text("PRAGMA journal_mode")) == "wal"
+
+    async def test_refuses_autocommit_which_the_driver_would_ignore(
+        self, db: DbContextAsync, file: str
+    ) -> None:
+        autocommit = db.engine.execution_options(isolation_level="AUTOCOMMIT")
+        async with autocommit.connect() as connection:
+            with pytest.raises(InvalidRequestError, match="no effect"):
+                await connection.execute(text("DELETE FROM users"))
