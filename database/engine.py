@@ -88,7 +88,7 @@ def track_statements(engine: Engine) -> None:
 
     @event.listens_for(engine, "rollback")
     def forget_failure(connection: Connection) -> None:
-        if not connection.invalidated and connection.info.get("statement") == "failed":
+        if last_statement(connection) == "failed":
             connection.info["statement"] = "finished"
 
     @event.listens_for(engine, "checkin")
@@ -97,17 +97,11 @@ def track_statements(engine: Engine) -> None:
             record.invalidate()
 
 
-def check_can_commit(connection: Any) -> None:
-    """Raise InvalidRequestError if the last statement is running or has failed."""
+def last_statement(connection: Any) -> str | None:
+    """Return whether the last statement is "running", "finished" or "failed"."""
     if connection.closed or connection.invalidated:
-        return
-    if connection.info.get("statement") == "running":
-        raise InvalidRequestError("another task still runs a statement")
-    if connection.info.get("statement") == "failed":
-        raise InvalidRequestError(
-            "a statement failed, so this transaction can only be rolled back: "
-            "use session.begin_nested() around what may fail"
-        )
+        return None
+    return connection.info.get("statement")
 
 
 def give_up_broken_connections(engine: Engine) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.orm.exc import StaleDataError
 
-from database.engine import check_can_commit
+from database.engine import last_statement
 
 # Deadlocks, serialization failures and lock timeouts: PostgreSQL's SQLSTATE codes and
 # MySQL's error numbers.
@@ -19,19 +19,39 @@ CONFLICTS = {"40001", "40P01", 1213, 1205, 1020}
 def commit(session: Session) -> None:
     """Commit the transaction of this session, and close the session.
 
-    Raises InvalidRequestError if a statement has failed or still runs.
+    Raises InvalidRequestError if its last statement has failed or still runs.
     """
-    check_can_commit(session.get_bind())
+    statement = last_statement(session.get_bind())
+    if statement == "running":
+        raise InvalidRequestError("another task still runs a statement")
+    if statement == "failed":
+        raise InvalidRequestError(
+            "a statement failed, so this transaction can only be rolled back: "
+            "use session.begin_nested() around what may fail"
+        )
     session.commit()
     # In the same step, so that no other task can begin a new transaction in between.
     session.close()
 
 
 def roll_back(session: Session) -> None:
-    """Roll back the transaction of this session, and close the session."""
-    # close() alone would leave new objects looking like stored ones.
-    session.rollback()
-    session.close()
+    """Roll back the transaction of this session, and close session and connection."""
+    connection: Any = session.get_bind()
+    try:
+        is_mysql = connection.dialect.name in ("mysql", "mariadb")
+        if is_mysql and last_statement(connection) == "running":
+            # The drivers would take the answer to this statement for that to ROLLBACK.
+            connection.invalidate()
+        # close() alone would leave new objects looking like stored ones.
+        session.rollback()
+        session.close()
+    finally:
+        # If another task still runs a statement, ROLLBACK may fail. Then close() has to
+        # be called again, or that task could open a new connection with this object.
+        try:
+            connection.close()
+        finally:
+            connection.close()
 
 
 class ReadSession(Session):

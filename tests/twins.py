@@ -43,10 +43,10 @@ def synchronous(code: str) -> str:
 def write_synchronous_tests() -> None:
     folder = TESTS / "stacks_sync"
     folder.mkdir(exist_ok=True)
-    for old in folder.glob("*.py"):
-        if not (TESTS / "stacks" / old.name).exists():
-            old.unlink()
-    for path in (TESTS / "stacks").glob("*.py"):
+    sources = [p for p in (TESTS / "stacks").glob("*.py") if "_async" not in p.name]
+    for old in {path.name for path in folder.glob("*.py")} - {p.name for p in sources}:
+        (folder / old).unlink()
+    for path in sources:
         twin, code = folder / path.name, synchronous(path.read_text())
         if not twin.exists() or twin.read_text() != code:
             twin.write_text(code)

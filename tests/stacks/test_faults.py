@@ -25,7 +25,6 @@ from tests.models import a_family, a_user
 from tests.servers import Server
 from tests.stacks.repositories import names, read
 
-USERS = ("user1@example.com", "user2@example.com")
 CONNECTION_ID = {
     "postgresql": "SELECT pg_backend_pid()",
     "mysql": "SELECT CONNECTION_ID()",
@@ -136,8 +135,8 @@ class TestServer:
         assert len(attempts) == 1
 
 
-def rename(email: str, name: str) -> Update:
-    return update(UserDb).where(UserDb.email == email).values(name=name)
+def rename(user: UserDb, name: str) -> Update:
+    return update(UserDb).where(UserDb.id == user.id).values(name=name)
 
 
 class Rival:
@@ -150,10 +149,10 @@ class Rival:
         )
         self.waiting = Future[Any]()
 
-    def change(self, email: str) -> None:
-        self.connection.execute(rename(email, "rival"))
+    def change(self, user: UserDb) -> None:
+        self.connection.execute(rename(user, "rival"))
 
-    def provoke(self) -> None:
+    def provoke(self, first: UserDb, second: UserDb) -> None:
         """Lock the second row, and wait for the first one."""
         waiting = "information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
         if self.server.dialect.name == "postgresql":
@@ -161,10 +160,10 @@ class Rival:
             self.connection.execute(text("SET deadlock_timeout = '1h'"))
         many = [{"name": "rival", "email": str(n)} for n in range(50)]
         self.connection.execute(insert(UserDb), many)  # MySQL gives up the smaller one
-        self.change(USERS[1])
-        self.waiting = self.thread.submit(self.change, USERS[0])
+        self.change(second)
+        self.waiting = self.thread.submit(self.change, first)
         while not self.server.scalar(text(f"SELECT count(*) FROM {waiting}")):
-            time.sleep(0.1)
+            time.sleep(0.2)  # MariaDB repeats its answer for 0.1 seconds
 
     def give_way(self) -> None:
         self.waiting.result(30)
@@ -188,14 +187,14 @@ class TestDeadlock:
             if len(attempts) == 2:
                 rival.give_way()
             session.add(a_user(3))
-            await session.execute(rename(USERS[0], "mine"))
+            await session.execute(rename(one, "mine"))
             if len(attempts) == 1:
-                rival.provoke()
+                rival.provoke(one, two)
             async with session.begin_nested():
-                await session.execute(rename(USERS[1], "mine"))
+                await session.execute(rename(two, "mine"))
 
         attempts: list[int] = []
-        await users.create_many([a_user(1), a_user(2)])
+        one, two = await users.create_many([a_user(1), a_user(2)])
         await db.run_transaction(work)
         assert len(attempts) == 2
         assert await names(db) == ["mine", "mine", "User 3"]
@@ -212,17 +211,17 @@ class TestDeadlock:
         """MySQL has rolled back the whole transaction, not the savepoint alone."""
         if backend == "postgresql":
             pytest.skip("PostgreSQL rolls back to the savepoint")
-        await users.create_many([a_user(1), a_user(2)])
+        one, two = await users.create_many([a_user(1), a_user(2)])
         with pytest.raises((DBAPIError, InvalidRequestError)):
             async with db.transaction() as session:
-                await session.execute(rename(USERS[0], "mine"))
-                rival.provoke()
+                await session.execute(rename(one, "mine"))
+                rival.provoke(one, two)
                 with suppress(DBAPIError):
                     if place == "outside":
-                        await session.execute(rename(USERS[1], "mine"))
+                        await session.execute(rename(two, "mine"))
                     else:
                         async with session.begin_nested():
-                            await session.execute(rename(USERS[1], "mine"))
+                            await session.execute(rename(two, "mine"))
                 session.add(a_user(3))
         rival.give_way()
         assert await names(db) == ["User 1", "User 2"]
