@@ -1,76 +1,70 @@
-"""Alembic's environment: connects through the sync URL and runs what the command asks for."""
+"""Alembic runs this file for each command that needs the database."""
 
-from contextlib import nullcontext
+import re
+import time
 from logging.config import fileConfig
+from typing import Any
 
+import sqlalchemy as sa
 from alembic import context
-from alembic.util import CommandError
-from database.listeners import connect_in_time, note_failure
-from sqlalchemy import MetaData, NullPool, Table, create_engine, event
 
-import database.models  # noqa: F401  # its tables join Base.metadata
+import database.models  # noqa: F401 - adds its tables to Base.metadata
 import env
 from database.base import Base
-from database.engine import engine_options, explain
-
-LOCKS = {  # several processes may bring the schema to head at once: one after the other
-    "sqlite": ("COMMIT", "BEGIN IMMEDIATE"),
-    "postgresql": ("SELECT pg_advisory_xact_lock(20261122)",),
-    **dict.fromkeys(
-        ("mysql", "mariadb"), ("SELECT GET_LOCK(SHA1(DATABASE()), 86400)",)
-    ),  # a day; then on without it
-}
+from database.engine import engine_options
 
 
-@event.listens_for(Table, "after_parent_attach")
-def keep_counter(table: Table, _: MetaData) -> None:
-    """Give the copy that SQLite's batch mode makes AUTOINCREMENT, and its counter: an id would come twice without."""
-    if (
-        name := table.name.removeprefix("_alembic_tmp_")
-    ) != table.name and name in Base.metadata.tables:
-        table.dialect_kwargs.update(Base.metadata.tables[name].dialect_kwargs)
-        counter = f"INSERT INTO sqlite_sequence SELECT '{table.name}', seq FROM sqlite_sequence WHERE name = '{name}'"
-        event.listen(table, "after_create", lambda *_, **__: context.execute(counter))
+def import_type(kind: str, item: Any, autogen: Any) -> bool:
+    # Alembic writes app.Name() and JSONB(astext_type=Text()) into a revision, but it
+    # imports neither app nor Text.
+    if kind == "type":
+        if not (module := type(item).__module__).startswith("sqlalchemy."):
+            autogen.imports.add(f"import {module}")
+        for name in re.findall(r"[(=](\w+)\(", repr(item)):
+            if hasattr(sa, name):
+                autogen.imports.add(f"from sqlalchemy import {name}")
+    return False  # Alembic renders the item
 
 
-if context.config.cmd_opts:  # run as a command; an application that calls Alembic has a logging set-up of its own
+def wait_for_lock(connection: sa.Connection) -> None:
+    # Only one process migrates at a time. A commit does not release the lock.
+    lock = "SELECT GET_LOCK(SHA1(DATABASE()), 0)"
+    if connection.dialect.name == "postgresql":
+        lock = "SELECT pg_try_advisory_lock(20261122)"
+    while not connection.scalar(sa.text(lock)):
+        # Waiting in a statement or a transaction blocks CREATE INDEX CONCURRENTLY.
+        connection.rollback()
+        time.sleep(0.2)
+    connection.rollback()
+
+
+if context.config.cmd_opts:  # run by the alembic command, not by an application
     fileConfig(str(context.config.config_file_name), disable_existing_loggers=False)
 
-try:
-    # Not through alembic.ini, which interpolates %. Without foreign keys: dropping a copied table deletes children.
-    engine = create_engine(
-        **engine_options(
-            env.DB_SYNC_CONNECTION_STRING, {"poolclass": NullPool}, is_async=False
-        )
-    )
-    event.listen(engine, "do_connect", connect_in_time)
-    event.listen(engine, "handle_error", note_failure, retval=True)
-    connecting = nullcontext() if context.is_offline_mode() else engine.connect()
-except (
-    Exception
-) as error:  # whatever the driver raises: some have exceptions of their own
-    raise SystemExit(explain(error, env.DB_SYNC_CONNECTION_STRING)) from None
-
-with connecting as connection:
-    context.configure(
-        connection,
-        engine.url,
-        target_metadata=Base.metadata,
-        render_as_batch=engine.dialect.name
-        == "sqlite",  # it can't alter a table, so Alembic copies it
-        transactional_ddl=engine.dialect.name == "sqlite"
-        or None,  # a revision that fails half-way is rolled back
-        literal_binds=context.is_offline_mode(),
-        dialect_opts={
-            "paramstyle": "named"
-        },  # a driver's own would double each % in an offline script
-    )
+url = env.DB_SYNC_CONNECTION_STRING
+is_sqlite = url.startswith("sqlite")
+options: dict[str, Any] = {
+    "target_metadata": Base.metadata,
+    "render_item": import_type,
+    "render_as_batch": True,  # SQLite can't alter a column: a batch copies the table
+    "transactional_ddl": is_sqlite or None,  # one transaction for all revisions
+}
+if context.is_offline_mode():
+    # The driver's own paramstyle would double each % in the script.
+    style = {"paramstyle": "named"}
+    context.configure(url=url, literal_binds=True, dialect_opts=style, **options)
     with context.begin_transaction():
-        for statement in LOCKS.get(engine.dialect.name, ()):
-            context.execute(statement)
-        try:
+        context.run_migrations()
+else:
+    # Foreign keys stay off on SQLite: dropping a copied table would delete children.
+    engine = sa.create_engine(**engine_options(url, {"poolclass": sa.NullPool}))
+    with engine.connect() as connection:
+        if not is_sqlite:
+            wait_for_lock(connection)
+        context.configure(connection, **options)
+        with context.begin_transaction():
+            if is_sqlite:
+                # A commit releases this lock, and so does autocommit_block().
+                connection.exec_driver_sql("COMMIT")
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
             context.run_migrations()
-        except CommandError as error:
-            raise CommandError(
-                f"{error} (alembic upgrade head brings the database up to date)"
-            ) from None

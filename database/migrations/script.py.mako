@@ -11,6 +11,12 @@ revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
+% if "batch_op" in f"{upgrades}{downgrades}":
+
+# On SQLite a batch that changes a column or a constraint copies the table. The copy has
+# no triggers, no AUTOINCREMENT, no COLLATE and no indexes of expressions. See
+# "SQLite copies tables" in database/README.md.
+% endif
 
 
 def upgrade() -> None:
