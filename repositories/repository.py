@@ -42,6 +42,7 @@ class Repository[Model: Base]:
         `type(self)(session)`. Those of `self` would begin another transaction.
         """
         if isinstance(self.db, Session):
+            self.db.flush()  # raises if another task is using the session
             yield self.db
             self.db.flush()  # errors are raised here, and new ids are known
         else:

@@ -44,6 +44,7 @@ class RepositoryAsync[Model: Base]:
         `type(self)(session)`. Those of `self` would begin another transaction.
         """
         if isinstance(self.db, AsyncSession):
+            await self.db.flush()  # raises if another task is using the session
             yield self.db
             await self.db.flush()  # errors are raised here, and new ids are known
         else:
