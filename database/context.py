@@ -67,7 +67,7 @@ class DbContext:
                     roll_back(session)
                     raise
 
-    def run_transaction[T](self, work: Callable[[Session], T], attempts: int = 10) -> T:
+    def run_transaction[T](self, work: Callable[[Session], T], attempts: int = 20) -> T:
         """Return the result of work(session), run in a transaction.
 
         The transaction is retried after a deadlock, a serialization failure, a
@@ -87,8 +87,8 @@ class DbContext:
                     error, committing=committing
                 ):
                     raise
-            # Random, so that competing transactions do not meet again.
-            time.sleep(random.uniform(0, 0.05 * attempt))
+            # Exponential backoff with full jitter, so that rivals do not meet again.
+            time.sleep(random.uniform(0, min(2, 0.05 * 2**attempt)))
         raise ValueError("attempts must be at least 1")
 
     def create_all(self) -> None:

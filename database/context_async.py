@@ -74,7 +74,7 @@ class DbContextAsync:
                     raise
 
     async def run_transaction[T](
-        self, work: Callable[[AsyncSession], Awaitable[T]], attempts: int = 10
+        self, work: Callable[[AsyncSession], Awaitable[T]], attempts: int = 20
     ) -> T:
         """Return the result of work(session), run in a transaction.
 
@@ -95,8 +95,8 @@ class DbContextAsync:
                     error, committing=committing
                 ):
                     raise
-            # Random, so that competing transactions do not meet again.
-            await asyncio.sleep(random.uniform(0, 0.05 * attempt))
+            # Exponential backoff with full jitter, so that rivals do not meet again.
+            await asyncio.sleep(random.uniform(0, min(2, 0.05 * 2**attempt)))
         raise ValueError("attempts must be at least 1")
 
     async def create_all(self) -> None:
