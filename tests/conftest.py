@@ -41,12 +41,13 @@ def missing(reason: str) -> NoReturn:
 
 
 @contextmanager
-def running(server_class: type[Server]) -> Iterator[Server]:
-    """Start a server in an empty folder, and stop it at the end of the block."""
-    if issubclass(server_class, MariaDB) and not MariaDB.program("mariadbd"):
+def running[S: Server](make: Callable[[Path], S]) -> Iterator[S]:
+    """Start a server in an empty folder, and kill it at the end of the block."""
+    if make is MariaDB and not MariaDB.program("mariadbd"):
         missing(NO_MARIADB)
     with TemporaryDirectory(prefix="db-") as folder:
-        server = server_class(Path(folder) / "data")
+        Path(folder).chmod(0o755)  # the servers do not run as root
+        server = make(Path(folder) / "data")
         try:
             server.start()
             yield server

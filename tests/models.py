@@ -36,6 +36,15 @@ class Note(Own):
     price: Mapped[Money | None]
 
 
+class Counter(Versioned, Own):
+    """A row that many transactions change at once."""
+
+    __tablename__ = "counters"
+
+    id: Mapped[Id]
+    value: Mapped[int]
+
+
 class Country(Versioned, Own):
     """A model with a string as its key, and a constraint of its own."""
 
