@@ -1,6 +1,6 @@
 """A Flask application on the template.
 
-Where alembic.ini lies: uv run flask --app tests.recipes.flask_app run
+Run it in the folder of alembic.ini: uv run flask --app tests.recipes.flask_app run
 """
 
 from typing import Any
@@ -8,19 +8,24 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from flask import Blueprint, Flask, abort, request
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm.exc import StaleDataError
 
 import composition_root
-from database.context import DbTransaction
 from database.models import UserDb
 
-db = composition_root.create_db()  # all threads share it; it connects when first used
-pages = Blueprint("users", __name__)
+Json = dict[str, Any]
+
+# All requests share one context. It connects when it is used first.
+db = composition_root.create_db()
+users = composition_root.create_user_repository(db)
+pages = Blueprint("pages", __name__)
 
 
 def create_app() -> Flask:
-    # Processes that start together do this one after the other. Leave it out if your deployment does it.
+    # Workers that start together wait for each other here. Remove this line if your
+    # deployment runs the migrations.
     command.upgrade(Config("alembic.ini"), "head")
     app = Flask(__name__)
     app.register_blueprint(pages)
@@ -28,79 +33,67 @@ def create_app() -> Flask:
 
 
 @pages.app_errorhandler(IntegrityError)
+def answer_duplicate(_error: Exception) -> tuple[str, int]:
+    return "There is one already.", 409
+
+
 @pages.app_errorhandler(StaleDataError)
-def conflict(_error: Exception) -> tuple[str, int]:
-    return "There is one already, or somebody was faster.", 409
+def answer_conflict(_error: Exception) -> tuple[str, int]:
+    return "Somebody changed it: load it again.", 409
 
 
-def fill(user: UserDb, form: Any) -> UserDb:
+@pages.get("/health")
+def check_health() -> str:
     try:
-        user.name, user.email = form["name"], form["email"]
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-    ) as error:  # the model knows what it can't hold
-        abort(422, str(error))
-    return user
-
-
-def show(user: UserDb) -> dict[str, object]:
-    return {
-        "id": user.id,
-        "version": user.version,
-        "name": user.name,
-        "email": user.email,
-    }
+        with db.read_session() as session:
+            session.execute(text("SELECT 1"))
+    except SQLAlchemyError:
+        abort(503)
+    return "ok"
 
 
 @pages.get("/users")
-def list_users() -> list[dict[str, object]]:
+def list_users() -> list[Json]:
     after_id = request.args.get("after_id", 0, int)
-    return [
-        show(user)
-        for user in composition_root.create_user_repository(db).get_page(
-            after_id=after_id
-        )
-    ]
+    return [show(user) for user in users.get_page(after_id=after_id)]
+
+
+@pages.get("/users/<int(max=9223372036854775807):id>")
+def get_user(id: int) -> Json:
+    return show(users.get_by_id(id) or abort(404))
 
 
 @pages.post("/users")
-def create_users() -> tuple[list[dict[str, object]], int]:
-    with (
-        db.transaction() as tx
-    ):  # one request, one transaction; it commits before the answer
-        users = composition_root.create_user_repository(tx)
-        return [
-            show(users.create(fill(UserDb(), new))) for new in request.get_json()
-        ], 201
+def create_users() -> tuple[list[Json], int]:
+    # One transaction: all of the users are stored, or none. It commits at the end of
+    # the block, before the response is sent.
+    with db.transaction() as session:
+        users = composition_root.create_user_repository(session)
+        new = [users.create(fill(UserDb(), form)) for form in request.get_json()]
+    return [show(user) for user in new], 201
 
 
-@pages.get("/users/<int:id>")
-def get_user(id: int) -> dict[str, object]:
-    return show(composition_root.create_user_repository(db).get_by_id(id) or abort(404))
-
-
-@pages.put("/users/<int:id>")
-def edit_user(id: int) -> dict[str, object]:
+@pages.put("/users/<int(max=9223372036854775807):id>")
+def edit_user(id: int) -> Json:
     form = request.get_json()
-
-    def edit(tx: DbTransaction) -> dict[str, object]:
-        users = composition_root.create_user_repository(tx)
-        user = users.get_by_id(id) or abort(404)
-        if user.version != form.get("version"):
-            abort(409, "Somebody was faster: load the form again.")
-        return show(users.update(fill(user, form)))
-
-    return db.run(
-        edit
-    )  # when two save at the same moment, the second runs again, and finds another version
+    user = users.get_by_id(id) or abort(404)
+    if user.version_id != form.get("version_id"):
+        raise StaleDataError("the form shows an older version")
+    # A StaleDataError if another request was faster.
+    return show(users.update(fill(user, form)))
 
 
-@pages.delete("/users/<int:id>")
+@pages.delete("/users/<int(max=9223372036854775807):id>")
 def delete_user(id: int) -> tuple[str, int]:
-    return (
-        ("", 204)
-        if composition_root.create_user_repository(db).delete(id)
-        else abort(404)
-    )
+    return ("", 204) if users.delete(id) else abort(404)
+
+
+def fill(user: UserDb, form: Json) -> UserDb:
+    if not form.get("name") or not form.get("email"):
+        abort(422, "A user needs a name and an e-mail address.")
+    user.name, user.email = form["name"], form["email"]
+    return user
+
+
+def show(user: UserDb) -> Json:
+    return {key: getattr(user, key) for key in ("id", "version_id", "name", "email")}

@@ -1,0 +1,131 @@
+"""The recipes for FastAPI and Flask, each behind its own server."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+from database.context import DbContext
+from tests.servers import Postgres, free_port
+
+ROOT = Path(__file__).parents[1]
+RECIPES = [
+    "uvicorn tests.recipes.fastapi_app:app --port",
+    "flask --app tests.recipes.flask_app run --port",
+]
+DRIVERS = ["sqlite+aiosqlite", "postgresql+asyncpg"]
+ADA, EVA = ({"name": name, "email": f"{name}@example.com"} for name in ("Ada", "Eva"))
+
+
+@pytest.fixture(scope="module", params=DRIVERS)
+def url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    if request.param.startswith("sqlite"):
+        return f"{request.param}:///{tmp_path_factory.mktemp('recipes')}/test.db"
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return postgres.url(request.param, postgres.create_database())
+
+
+@pytest.fixture(scope="module", params=RECIPES, ids=["fastapi", "flask"])
+def server(
+    request: pytest.FixtureRequest, url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
+    """Start the application on a database without tables, and yield a client."""
+    port, log = str(free_port()), tmp_path_factory.mktemp("log") / "server.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", *request.param.split(), port],
+            cwd=ROOT,
+            env=os.environ | {"DB_CONNECTION_STRING": url},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            while not is_up(client):
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.05)
+            yield client
+    finally:
+        process.terminate()
+        process.wait()
+    assert "Traceback" not in log.read_text()
+
+
+def is_up(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health").is_success
+    except httpx.ConnectError:
+        return False
+
+
+@pytest.fixture
+def client(server: httpx.Client) -> httpx.Client:
+    for user in server.get("/users").json():
+        server.delete(f"/users/{user['id']}")
+    return server
+
+
+def test_a_request_is_one_transaction(client: httpx.Client) -> None:
+    answer = client.post("/users", json=[ADA])
+    [ada] = answer.json()
+    assert answer.status_code == 201
+    assert ada == {
+        "id": ada["id"],
+        "version_id": 1,
+        "name": "Ada",
+        "email": ada["email"],
+    }
+    assert client.post("/users", json=[EVA, ADA]).status_code == 409
+    assert client.post("/users", json=[EVA, {"name": "Ida"}]).status_code == 422
+    assert client.get("/users").json() == [ada]
+    assert client.get("/users", params={"after_id": ada["id"]}).json() == []
+
+
+def test_a_user_that_does_not_exist_is_404(client: httpx.Client) -> None:
+    [ada] = client.post("/users", json=[ADA]).json()
+    page = f"/users/{ada['id']}"
+    assert client.delete(page).status_code == 204
+    assert client.get(page).status_code == 404
+    assert client.put(page, json=ada).status_code == 404
+    assert client.delete(page).status_code == 404
+
+
+def test_an_old_edit_form_overwrites_nothing(client: httpx.Client) -> None:
+    [ada, _] = client.post("/users", json=[ADA, EVA]).json()
+    page = f"/users/{ada['id']}"
+    saved = client.put(page, json=ada | {"name": "Ada King"}).json()
+    assert (saved["name"], saved["version_id"]) == ("Ada King", 2)
+    assert client.put(page, json=ada | {"name": "Too Late"}).status_code == 409
+    assert client.put(page, json=saved | {"email": EVA["email"]}).status_code == 409
+    assert client.get(page).json() == saved
+
+
+def test_one_of_many_simultaneous_edits_is_stored(client: httpx.Client) -> None:
+    [ada] = client.post("/users", json=[ADA]).json()
+    page, forms = f"/users/{ada['id']}", [ada | {"name": f"Ada {n}"} for n in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda form: client.put(page, json=form), forms))
+    assert sorted(answer.status_code for answer in answers) == [200] + 7 * [409]
+    [saved] = [answer.json() for answer in answers if answer.is_success]
+    assert client.get(page).json() == saved
+
+
+@pytest.mark.parametrize("url", DRIVERS[:1], indirect=True)
+def test_a_commit_that_fails_is_an_error(client: httpx.Client, url: str) -> None:
+    with DbContext(url.replace("+aiosqlite", "")) as db, db.transaction() as session:
+        # SQLite checks this foreign key at COMMIT. Then no user has the id -1.
+        late = "(id REFERENCES users DEFERRABLE INITIALLY DEFERRED)"
+        session.execute(text(f"CREATE TABLE IF NOT EXISTS late {late}"))
+        fail = "WHEN NEW.name = 'Late' BEGIN INSERT INTO late VALUES (-1); END"
+        session.execute(text(f"CREATE TRIGGER IF NOT EXISTS t INSERT ON users {fail}"))
+    assert client.post("/users", json=[ADA | {"name": "Late"}]).status_code == 409
+    assert client.get("/users").json() == []
