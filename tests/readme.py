@@ -1,0 +1,124 @@
+"""A reader who does what a README says, in a folder of their own."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOT_IN_A_CLONE = (".git", ".*venv*", "uv.lock", ".*_cache", "__pycache__", "*.db*")
+SETTINGS = ("VIRTUAL_ENV", "PYTHONPATH", "DB_CONNECTION_STRING", "TEST_URL")
+
+
+class Block(NamedTuple):
+    """A fenced block of code. A Python block may name its file in a comment."""
+
+    language: str
+    code: str
+
+    @property
+    def file(self) -> str | None:
+        name = re.match(r"# (\S+\.py)\n", self.code)
+        return name[1] if name else None
+
+
+def page(name: str, title: str = "") -> str:
+    """Return a page, or the section of it that has this title."""
+    text = (ROOT / name).read_text()
+    if not title:
+        return text
+    level = title.partition(" ")[0]
+    section = text.partition(f"\n{title}\n")[2]
+    return re.split(rf"\n#{{2,{len(level)}}} ", section)[0]
+
+
+def blocks(text: str) -> list[Block]:
+    pattern = r"^```(\w+)\n(.*?)^```$"
+    return [
+        Block(*each) for each in re.findall(pattern, text, re.MULTILINE | re.DOTALL)
+    ]
+
+
+def words(text: str) -> int:
+    return sum(bool(re.search(r"\w", word)) for word in text.split())
+
+
+def paragraphs(text: str) -> Iterator[str]:
+    """Yield paragraphs and bullets, without headings, code and tables."""
+    text = re.sub(r"^```.*?^```$", "\n", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^[#|].*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\]\(.*?\)", "]", text)
+    for paragraph in re.split(r"\n\s*\n|^- |^\d+\. ", text, flags=re.MULTILINE):
+        if paragraph.strip():
+            yield paragraph
+
+
+def as_sync(text: str) -> str:
+    """Return what the README says for async code as it reads for sync code."""
+    asynchronous = r"\b(async|await) |Async|_async|\+aiosqlite| aiosqlite|\[asyncio\]"
+    return re.sub(rf"{asynchronous}|import asyncio\n\n|asyncio\.run(?=\()", "", text)
+
+
+class Reader:
+    """Works in a folder, without a network. uv installs from its cache."""
+
+    def __init__(self, folder: Path, **variables: str) -> None:
+        if not shutil.which("uv"):
+            pytest.skip("the commands of the README need uv")
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        inherited = {k: v for k, v in os.environ.items() if k not in SETTINGS}
+        self.variables = inherited | {"UV_OFFLINE": "1"} | variables
+
+    @classmethod
+    def with_clone(cls, folder: Path) -> "Reader":
+        """Return a reader with a clone that uses the packages of these tests."""
+        ignore = shutil.ignore_patterns(*NOT_IN_A_CLONE)
+        shutil.copytree(ROOT, folder, ignore=ignore)
+        return cls(folder, UV_NO_SYNC="1", UV_PROJECT_ENVIRONMENT=sys.prefix)
+
+    def run(self, commands: str, *, fails: bool = False) -> str:
+        """Return what the commands print."""
+        done = subprocess.run(
+            ["bash", "-euc", commands],
+            cwd=self.folder,
+            env=self.variables,
+            capture_output=True,
+            text=True,
+        )
+        said = f"{commands}\n{done.stdout}\n{done.stderr}"
+        assert (done.returncode != 0) == fails, said
+        return done.stdout
+
+    def follow(self, text: str) -> None:
+        """Write the files, run the commands, and compare what they print."""
+        printed, last = "", ""
+        for block in blocks(text):
+            if block.file:
+                self.write(block.file, block.code)
+                last = block.file
+            elif block.language == "sh":
+                printed, last = self.run(block.code), ""
+            elif block.language == "toml":
+                self.edit("pyproject.toml", r"\Z", "\n" + block.code)
+            elif block.language == "text":
+                # A program without a command of its own: uv run NAME.
+                printed = self.run(f"uv run {last}") if last else printed
+                assert printed == block.code
+
+    def write(self, file: str, content: str) -> None:
+        (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / file).write_text(content)
+
+    def edit(self, file: str, pattern: str, replacement: str = "") -> None:
+        """Replace what is found in a file, and fail if there is nothing."""
+        text = (self.folder / file).read_text()
+        text, count = re.subn(pattern, replacement, text, flags=re.MULTILINE)
+        assert count, f"{file} has no {pattern}"
+        (self.folder / file).write_text(text)
