@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +22,9 @@ class Block(NamedTuple):
     code: str
 
     @property
-    def file(self) -> str | None:
+    def file(self) -> str:
         name = re.match(r"# (\S+\.py)\n", self.code)
-        return name[1] if name else None
+        return name[1] if name else ""
 
 
 def page(name: str, title: str = "") -> str:
@@ -39,28 +38,26 @@ def page(name: str, title: str = "") -> str:
 
 
 def blocks(text: str) -> list[Block]:
-    pattern = r"^```(\w+)\n(.*?)^```$"
-    return [
-        Block(*each) for each in re.findall(pattern, text, re.MULTILINE | re.DOTALL)
-    ]
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [Block(*each) for each in found]
 
 
 def words(text: str) -> int:
     return sum(bool(re.search(r"\w", word)) for word in text.split())
 
 
-def paragraphs(text: str) -> Iterator[str]:
-    """Yield paragraphs and bullets, without headings, code and tables."""
+def paragraphs(text: str) -> list[str]:
+    """Return paragraphs and bullets, without headings, code and tables."""
     text = re.sub(r"^```.*?^```$", "\n", text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"^[#|].*$", "", text, flags=re.MULTILINE)
     text = re.sub(r"\]\(.*?\)", "]", text)
-    for paragraph in re.split(r"\n\s*\n|^- |^\d+\. ", text, flags=re.MULTILINE):
-        if paragraph.strip():
-            yield paragraph
+    found = re.split(r"\n\s*\n|^- |^\d+\. ", text, flags=re.MULTILINE)
+    return [each for each in found if each.strip()]
 
 
 def as_sync(text: str) -> str:
     """Return what the README says for async code as it reads for sync code."""
+    text = text.replace("sqlalchemy.ext.asyncio", "sqlalchemy.orm")
     asynchronous = r"\b(async|await) |Async|_async|\+aiosqlite| aiosqlite|\[asyncio\]"
     return re.sub(rf"{asynchronous}|import asyncio\n\n|asyncio\.run(?=\()", "", text)
 
@@ -101,7 +98,7 @@ class Reader:
         printed, last = "", ""
         for block in blocks(text):
             if block.file:
-                self.write(block.file, block.code)
+                self.save(block)
                 last = block.file
             elif block.language == "sh":
                 printed, last = self.run(block.code), ""
@@ -111,6 +108,10 @@ class Reader:
                 # A program without a command of its own: uv run NAME.
                 printed = self.run(f"uv run {last}") if last else printed
                 assert printed == block.code
+
+    def save(self, *files: Block) -> None:
+        for block in files:
+            self.write(block.file, block.code)
 
     def write(self, file: str, content: str) -> None:
         (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
