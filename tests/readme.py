@@ -89,8 +89,7 @@ class Reader:
             capture_output=True,
             text=True,
         )
-        said = f"{commands}\n{done.stdout}\n{done.stderr}"
-        assert (done.returncode != 0) == fails, said
+        assert bool(done.returncode) == fails, commands + done.stdout + done.stderr
         return done.stdout
 
     def follow(self, text: str) -> None:
