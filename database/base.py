@@ -19,44 +19,34 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeEngine
 
-# A primary key that the database generates: `id: Mapped[Id]`. It has 64 bits.
-# SQLite generates keys only for a column whose type is exactly INTEGER.
+# A 64-bit primary key that the database generates: `id: Mapped[Id]`. SQLite generates
+# keys only for a column whose type is exactly INTEGER.
 Id = Annotated[
     int, mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
 ]
 
-# An amount of money: `price: Mapped[Money]`. SQLite has no decimal type and would
-# compare and add up text. A float keeps twelve digits exactly and can be added up.
+# An amount of money: `price: Mapped[Money]`. SQLite has no decimal type. A float keeps
+# twelve digits exactly, and it can be added up and compared.
+sqlite_money = Float(asdecimal=True, decimal_return_scale=2)
 Money = Annotated[
-    Decimal,
-    mapped_column(
-        Numeric(12, 2).with_variant(
-            Float(asdecimal=True, decimal_return_scale=2), "sqlite"
-        )
-    ),
+    Decimal, mapped_column(Numeric(12, 2).with_variant(sqlite_money, "sqlite"))
 ]
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A timezone-aware datetime that every database returns in UTC.
+    """A timezone-aware datetime, which comes back in UTC.
 
     SQLite and MySQL store no time zone. They would silently drop it.
     """
 
-    impl = DateTime
+    # MySQL drops the microseconds unless the column has a precision.
+    impl = DateTime(timezone=True).with_variant(
+        mysql.DATETIME(fsp=6), "mysql", "mariadb"
+    )
     cache_ok = True
 
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[datetime]:
-        if dialect.name in ("mysql", "mariadb"):
-            # DATETIME without a precision drops the microseconds.
-            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
-        return dialect.type_descriptor(DateTime(timezone=True))
-
-    def process_bind_param(
-        self, value: datetime | None, dialect: Dialect
-    ) -> datetime | None:
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
         if value is None:
             return None
         if value.tzinfo is None:
@@ -64,20 +54,16 @@ class UtcDateTime(TypeDecorator[datetime]):
         value = value.astimezone(UTC)
         return value if dialect.name == "postgresql" else value.replace(tzinfo=None)
 
-    def process_result_value(
-        self, value: datetime | None, dialect: Dialect
-    ) -> datetime | None:
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            return value.replace(tzinfo=UTC)
-        return value.astimezone(UTC)
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> Any:
+        if value and value.tzinfo:
+            return value.astimezone(UTC)
+        return value and value.replace(tzinfo=UTC)
 
 
 class Base(DeclarativeBase):
     """The base class of all models. Each model declares its own primary key.
 
-    A model with __table_args__ or __mapper_args__ of its own replaces those below.
+    A model's own __table_args__ and __mapper_args__ replace those below.
     """
 
     # Every constraint gets a name, so that a migration can drop or alter it.
@@ -92,13 +78,12 @@ class Base(DeclarativeBase):
     )
     type_annotation_map = {
         datetime: UtcDateTime,
-        # A VARCHAR, because a migration can hardly change PostgreSQL's own enum types.
+        # A VARCHAR, because PostgreSQL's own enum types are hard to migrate.
         enum.Enum: Enum(enum.Enum, native_enum=False, length=50, validate_strings=True),
     }
-    # SQLite gives the id of a deleted row to a new one unless AUTOINCREMENT is set.
+    # Without AUTOINCREMENT, SQLite gives the id of a deleted row to a new one.
     __table_args__: Any = {"sqlite_autoincrement": True}
-    # Values that the database computes are loaded with INSERT and UPDATE. Otherwise
-    # they would expire, and reading them on a detached object raises.
+    # Load what the database computes. Reading it later raises on a detached object.
     __mapper_args__: Any = {"eager_defaults": True}
 
     def __repr__(self) -> str:
@@ -109,17 +94,17 @@ class Base(DeclarativeBase):
 class Versioned:
     """Optimistic locking: `class Company(Versioned, Base)`.
 
-    SQLAlchemy counts the updates of each row in version_id. If two people change the
-    same version of a row, the second one gets StaleDataError and overwrites nothing.
+    SQLAlchemy counts the updates of a row in version_id. If two people read a row and
+    change it, the second gets StaleDataError and overwrites nothing.
     """
 
     version_id: Mapped[int] = mapped_column(server_default="1")
+    __mapper_args__: Any
 
     def __init_subclass__(cls, **options: Any) -> None:
-        # A class attribute here would be lost in a model with its own __mapper_args__.
-        # A subclass of a mapped class inherits the setting and must not repeat it.
+        # A model's own __mapper_args__ would replace a class attribute. A subclass of a
+        # mapped class inherits the version, and must not set it again.
         if not any(inspect(base, raiseerr=False) for base in cls.__mro__[1:]):
             own: dict[str, Any] = getattr(cls, "__mapper_args__", {})
-            options_ = {"version_id_col": Versioned.version_id, **own}
-            cls.__mapper_args__ = options_
+            cls.__mapper_args__ = {"version_id_col": Versioned.version_id, **own}
         super().__init_subclass__(**options)

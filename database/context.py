@@ -22,7 +22,7 @@ class DbContext:
     with DbContext("sqlite:///example.db") as db:
         user = UserRepository(db).get_by_id(1)
 
-    Keyword arguments go to create_engine(). They replace the defaults.
+    Keyword arguments go to create_engine(), and replace the defaults.
     """
 
     def __init__(self, url: str | URL, **options: Any) -> None:
@@ -32,35 +32,29 @@ class DbContext:
         self.sessionmaker = sessionmaker(
             self.engine, expire_on_commit=False, close_resets_only=False
         )
-        self.read_sessionmaker = sessionmaker(
-            self.engine.execution_options(**read_options(self.engine, options)),
+        # It returns a session for reading: a flush, INSERT, UPDATE or DELETE raises.
+        reading = read_options(self.engine, options)
+        self.read_session = sessionmaker(
+            self.engine.execution_options(**reading),
             class_=ReadSession,
             autoflush=False,
             expire_on_commit=False,
             close_resets_only=False,
         )
 
-    def read_session(self) -> Session:
-        """Return a Session for reading.
-
-        A flush, INSERT, UPDATE or DELETE raises InvalidRequestError.
-        """
-        return self.read_sessionmaker()
-
     @contextmanager
-    def transaction(self, *, begin_immediate: bool = True) -> Iterator[Session]:
-        """Yield a Session. Commit at the end of the block, roll back if it raises.
+    def transaction(self) -> Iterator[Session]:
+        """Yield a Session. Commit at the end, roll back if the block raises.
 
-        Raises InvalidRequestError if the block caught an error that PostgreSQL or the
-        session can't commit after. Use session.begin_nested() around what may fail.
-        begin_immediate=False saves SQLite two statements if the block does not read.
+        Raises InvalidRequestError if the block has caught an error that leaves nothing
+        to commit. Use session.begin_nested() around what may fail.
         """
-        # The connection is closed even if another task keeps the session from closing.
         with self.engine.connect() as connection:
-            connection.execution_options(begin_immediate=begin_immediate)
+            connection.execution_options(begin_immediate=True)
             with self.sessionmaker(bind=connection) as session:
                 try:
-                    session.connection()  # begin now, not with the first statement
+                    # Begin now. Two tasks that both begin later would collide.
+                    session.connection()
                     yield session
                     commit(session)
                 except BaseException:
@@ -68,31 +62,25 @@ class DbContext:
                     raise
 
     def run_transaction[T](self, work: Callable[[Session], T], attempts: int = 20) -> T:
-        """Return the result of work(session), run in a transaction.
+        """Run work(session) in a transaction, and return its result.
 
-        The transaction is retried after a deadlock, a serialization failure, a
-        StaleDataError or a connection that was lost before COMMIT. So `work` must be
-        safe to repeat. After the last attempt its error is raised.
+        Retries after a deadlock, a serialization failure, a StaleDataError, or a
+        connection that was lost before COMMIT. So `work` must be safe to repeat.
         """
-        for attempt in range(1, attempts + 1):
-            committing = False
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 with self.transaction() as session:
-                    result = work(session)
-                    session.flush()
-                    committing = True
-                return result
+                    return work(session)
             except (DBAPIError, StaleDataError) as error:
-                if attempt == attempts or not is_retryable(
-                    error, committing=committing
-                ):
+                if attempt >= attempts or not is_retryable(error):
                     raise
-            # Exponential backoff with full jitter, so that rivals do not meet again.
+            # Exponential backoff with jitter: competing transactions do not meet again.
             time.sleep(random.uniform(0, min(2, 0.05 * 2**attempt)))
-        raise ValueError("attempts must be at least 1")
 
     def create_all(self) -> None:
-        """Create the missing tables. This is for tests: applications use Alembic."""
+        """Create missing tables. This is for tests: applications use Alembic."""
         with self.engine.begin() as connection:
             Base.metadata.create_all(connection)
 

@@ -39,7 +39,7 @@ class Salary(Versioned, Base):
 
 
 class UserDb(Versioned, Base):
-    """A person."""
+    """A person. The e-mail address is stored in lower case, so that it is unique."""
 
     __tablename__ = "users"
 
@@ -48,19 +48,15 @@ class UserDb(Versioned, Base):
     email: Mapped[str] = mapped_column(String(254), unique=True)
     created_at: Mapped[datetime] = mapped_column(default=lambda: datetime.now(UTC))
 
-    # lazy="raise": relationships load through options such as selectinload() only.
-    # passive_deletes: the database deletes the children itself (ON DELETE CASCADE).
+    # lazy="raise": only options such as selectinload() load a relationship.
+    # passive_deletes: the database deletes the children (ON DELETE CASCADE).
     tax_account: Mapped[TaxAccount | None] = relationship(
         cascade="all, delete-orphan", passive_deletes=True, lazy="raise"
     )
     salaries: Mapped[list[Salary]] = relationship(
-        cascade="all, delete-orphan",
-        passive_deletes=True,
-        lazy="raise",
-        order_by=Salary.id,
+        cascade="all, delete-orphan", passive_deletes=True, lazy="raise"
     )
 
     @validates("email")
     def normalize_email(self, _key: str, email: str) -> str:
-        """Keep e-mail addresses in lower case, so that they are unique in any case."""
         return email.strip().lower()

@@ -1,4 +1,4 @@
-"""Reading, and which errors are worth a retry. Both stacks use this file."""
+"""How a transaction ends, which errors are worth a retry, and sessions for reading."""
 
 import sqlite3
 from collections.abc import Mapping
@@ -11,91 +11,81 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from database.engine import last_statement
 
-# Deadlocks, serialization failures and lock timeouts: PostgreSQL's SQLSTATE codes and
-# MySQL's error numbers.
+# Deadlocks, serialization failures and lock timeouts: PostgreSQL's SQLSTATE codes, and
+# the error numbers of MySQL and MariaDB.
 CONFLICTS = {"40001", "40P01", 1213, 1205, 1020}
 
 
 def commit(session: Session) -> None:
-    """Commit the transaction of this session, and close the session.
+    """Commit and close, in one step that no other task can interrupt.
 
-    Raises InvalidRequestError if its last statement has failed or still runs.
+    Raises InvalidRequestError if a statement failed or is still running.
     """
-    statement = last_statement(session.get_bind())
-    if statement == "running":
-        raise InvalidRequestError("another task still runs a statement")
-    if statement == "failed":
+    if (state := last_statement(session.get_bind())) in ("failed", "running"):
         raise InvalidRequestError(
-            "a statement failed, so this transaction can only be rolled back: "
-            "use session.begin_nested() around what may fail"
+            f"This transaction has a {state} statement, so it can only be rolled back. "
+            "Use session.begin_nested() around what may fail."
         )
     session.commit()
-    # In the same step, so that no other task can begin a new transaction in between.
     session.close()
 
 
 def roll_back(session: Session) -> None:
-    """Roll back the transaction of this session, and close session and connection."""
+    """Roll back and close, even if another task is still running a statement."""
     connection: Any = session.get_bind()
     try:
-        is_mysql = connection.dialect.name in ("mysql", "mariadb")
-        if is_mysql and last_statement(connection) == "running":
-            # The drivers would take the answer to this statement for that to ROLLBACK.
+        is_running = last_statement(connection) == "running"
+        if is_running and connection.dialect.name in ("mysql", "mariadb"):
+            # The drivers would mix up the answers to this statement and to ROLLBACK.
             connection.invalidate()
         # close() alone would leave new objects looking like stored ones.
         session.rollback()
         session.close()
     finally:
-        # If another task still runs a statement, ROLLBACK may fail. Then close() has to
-        # be called again, or that task could open a new connection with this object.
+        # close() fails if ROLLBACK does. Without the second call, the other task could
+        # open a new connection.
         try:
             connection.close()
         finally:
             connection.close()
 
 
-class ReadSession(Session):
-    """A Session for reading. A flush, INSERT, UPDATE or DELETE raises.
+def is_retryable(error: DBAPIError | StaleDataError) -> bool:
+    """Return whether the transaction that raised this error may succeed in a retry."""
+    if isinstance(error, StaleDataError):
+        return True
+    codes = {getattr(error.orig, name, None) for name in ("sqlstate", "pgcode")}
+    codes.update(getattr(error.orig, "args", ())[:1])
+    # COMMIT has no statement. If it loses the connection, the work may be stored.
+    is_lost = error.connection_invalidated and error.statement is not None
+    is_sqlite = isinstance(error.orig, sqlite3.Error)
+    return not CONFLICTS.isdisjoint(codes) or (is_lost and not is_sqlite)
 
-    SQL in text() is not inspected.
-    """
+
+class ReadSession(Session):
+    """A Session for reading. It does not inspect SQL in text()."""
 
 
 @event.listens_for(ReadSession, "before_flush")
-def refuse_flush(*_: object) -> None:
-    # Without it a change would be lost when the session is closed.
+def refuse_to_write(*_: object) -> None:
+    # Nothing commits the change, so it would be lost.
     raise InvalidRequestError("This session is for reading: write in a transaction()")
 
 
 @event.listens_for(ReadSession, "do_orm_execute")
-def refuse_write(state: ORMExecuteState) -> None:
+def refuse_statement(state: ORMExecuteState) -> None:
     # A statement does not flush. PostgreSQL would store it, the others would not.
     if state.is_insert or state.is_update or state.is_delete:
-        refuse_flush()
+        refuse_to_write()
 
 
 def read_options(engine: Engine, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the execution options for reading with this engine.
+    """Return the execution options for reading.
 
-    AUTOCOMMIT saves PostgreSQL the round trips of BEGIN and ROLLBACK. If `options` or
-    their execution_options set an isolation level, reading happens in transactions.
+    AUTOCOMMIT saves PostgreSQL the round trips of BEGIN and ROLLBACK. If the context
+    has an isolation level, reading happens in transactions.
     """
     chosen = {**options, **engine.get_execution_options()}
     if engine.dialect.name == "postgresql" and "isolation_level" not in chosen:
         return {"isolation_level": "AUTOCOMMIT"}
     return {}
-
-
-def is_retryable(error: DBAPIError | StaleDataError, *, committing: bool) -> bool:
-    """Return whether the transaction that raised this error may succeed in a retry.
-
-    If its connection was lost during COMMIT, nobody knows whether it was stored.
-    """
-    if isinstance(error, StaleDataError):
-        return True
-    codes = {getattr(error.orig, name, None) for name in ("sqlstate", "pgcode")}
-    codes |= {*getattr(error.orig, "args", ())[:1]}
-    if not CONFLICTS.isdisjoint(codes):
-        return True
-    is_lost = error.connection_invalidated and not isinstance(error.orig, sqlite3.Error)
-    return is_lost and not committing

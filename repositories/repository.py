@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import CursorResult, Delete, Select, delete, inspect, select
+from sqlalchemy import ColumnElement, delete, inspect, select
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.interfaces import ORMOption
@@ -19,8 +19,8 @@ class Repository[Model: Base]:
     class CompanyRepository(Repository[Company]):
         model = Company
 
-    With a DbContext each call is a transaction of its own. With a Session
-    the calls join its transaction. `options` are loader options such as selectinload().
+    With a DbContext each call is a transaction of its own. With an Session
+    the calls join its transaction. `options` are loader options like selectinload().
     """
 
     model: type[Model]
@@ -38,31 +38,28 @@ class Repository[Model: Base]:
     def writing(self, *, begin_immediate: bool = True) -> Iterator[Session]:
         """Yield the session for a method of your own that writes.
 
-        To call other methods in the block, make their repository with this session:
-        `type(self)(session)`. Those of `self` would begin another transaction.
+        In the block use type(self)(session), not self: on a context each method of self
+        begins another transaction. begin_immediate=False suits a single statement.
         """
         if isinstance(self.db, Session):
             self.db.flush()  # raises if another task is using the session
             yield self.db
-            self.db.flush()  # errors are raised here, and new ids are known
-        else:
-            with self.db.transaction(begin_immediate=begin_immediate) as session:
+            self.db.flush()  # errors are raised here, and new keys are known
+        elif begin_immediate:
+            with self.db.transaction() as session:
                 yield session
+        else:
+            with self.db.sessionmaker() as session, session.begin():
+                yield session
+                session.commit()  # begin() is silent after a caught flush error
 
     def create(self, row: Model) -> Model:
-        """Insert a new row and its children, and return it with its key.
-
-        Raises InvalidRequestError if it is stored already, and IntegrityError for a
-        duplicate.
-        """
+        """Insert a new row with its children. Raises IntegrityError for a duplicate."""
         self.create_many([row])
         return row
 
     def create_many(self, rows: Iterable[Model]) -> list[Model]:
-        """Insert all of these new rows, or none, and return them with their keys.
-
-        Raises the same errors as create().
-        """
+        """Insert all of these new rows or none, and return them with their keys."""
         rows = list(rows)
         for row in rows:
             if inspect(row).has_identity:
@@ -74,17 +71,16 @@ class Repository[Model: Base]:
     def get_by_id(self, id: Any, *options: ORMOption) -> Model | None:
         """Return the row with this primary key (a tuple if composite), or None."""
         # session.get() would ignore the options for an object that it holds already.
-        query = self.by_key(select(self.model), id).options(*options)
+        query = select(self.model).where(*self.by_key(id)).options(*options)
         with self.reading() as session:
             return session.scalars(query).unique().one_or_none()
 
     def get_page(
         self, *options: ORMOption, after_id: Any = None, limit: int = 100
     ) -> Sequence[Model]:
-        """Return up to `limit` rows in the order of the primary key, after `after_id`.
+        """Return up to `limit` rows after `after_id`, in the order of the primary key.
 
-        The last page costs as much as the first (keyset pagination). Raises
-        InvalidRequestError for a model with a composite key.
+        Raises InvalidRequestError if the key is composite.
         """
         key, *others = inspect(self.model).primary_key
         if others:
@@ -96,45 +92,43 @@ class Repository[Model: Base]:
             return session.scalars(query).unique().all()
 
     def update(self, row: Model) -> Model:
-        """Store the changes of a row that was read before, and those of its children.
+        """Store the changes of a row that was read before, and of its children.
 
-        Raises StaleDataError if the row was changed or deleted meanwhile, and
+        Raises StaleDataError if somebody changed or deleted it meanwhile, and
         InvalidRequestError if it is new, or expired by an earlier failure.
         """
         state = inspect(row)
-        children = [
-            child
-            for *_, child, _ in state.mapper.cascade_iterator("save-update", state)
-        ]
+        cascade = state.mapper.cascade_iterator("save-update", state)
+        children = [child for *_, child, _ in cascade]
         expired = [
             each for each in (state, *children) if each.detached and each.expired
         ]
         if expired or not state.has_identity:
             raise InvalidRequestError(f"{row} is new or expired: read it again")
-        # A flush may have to read before it deletes or replaces children.
+        # To remove children, a flush may have to read first.
         with self.writing(begin_immediate=bool(children)) as session:
             session.add(row)
         return row
 
     def delete(self, id: Any) -> bool:
-        """Delete the row with this primary key. Return False if there is none.
+        """Delete the row with this primary key, and return whether there was one.
 
-        This is one DELETE statement. The database deletes children (ON DELETE CASCADE).
+        The database deletes its children (ON DELETE CASCADE).
         """
         mapper = inspect(self.model)
         if mapper.local_table is not mapper.base_mapper.local_table:
             base = mapper.base_mapper.class_.__name__
             raise InvalidRequestError(f"delete it through the repository of {base}")
-        query = self.by_key(delete(self.model), id)
+        query = delete(self.model).where(*self.by_key(id))
         with self.writing(begin_immediate=False) as session:
-            result = session.execute(query)
-            return cast(CursorResult[Any], result).rowcount > 0
+            result: Any = session.execute(query)
+            return bool(result.rowcount)
 
-    def by_key[Query: (Select[Any], Delete)](self, query: Query, id: Any) -> Query:
-        """Return the query for the row with this primary key."""
-        values = id if isinstance(id, tuple) else (id,)
+    def by_key(self, id: Any) -> list[ColumnElement[bool]]:
+        """Return the conditions for the row with this primary key."""
         mapper = inspect(self.model)
-        for column, value in zip(mapper.primary_key, values, strict=True):
-            key = mapper.get_property_by_column(column).key
-            query = query.where(getattr(self.model, key) == value)
-        return query
+        values = id if isinstance(id, tuple) else (id,)
+        return [
+            getattr(self.model, mapper.get_property_by_column(column).key) == value
+            for column, value in zip(mapper.primary_key, values, strict=True)
+        ]

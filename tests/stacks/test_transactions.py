@@ -350,5 +350,3 @@ class TestRunTransaction:
         with pytest.raises(IntegrityError):
             await db.run_transaction(work)
         assert len(calls) == 1
-        with pytest.raises(ValueError, match="at least 1"):
-            await db.run_transaction(work, attempts=0)
