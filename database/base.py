@@ -5,48 +5,38 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any
 
-from sqlalchemy import (
-    BigInteger,
-    DateTime,
-    Dialect,
-    Enum,
-    Float,
-    Integer,
-    MetaData,
-    Numeric,
-    TypeDecorator,
-    inspect,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# A 64-bit primary key that the database generates: `id: Mapped[Id]`. SQLite generates
-# keys only for a column whose type is exactly INTEGER.
-Id = Annotated[
-    int, mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
-]
+# A primary key that the database generates: `id: Mapped[Id]`. SQLite generates keys
+# only for a column whose type is exactly INTEGER.
+big_integer = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+Id = Annotated[int, mapped_column(big_integer, primary_key=True)]
 
 # An amount of money: `price: Mapped[Money]`. SQLite has no decimal type. A float keeps
 # twelve digits exactly, and it can be added up and compared.
-sqlite_money = Float(asdecimal=True, decimal_return_scale=2)
-Money = Annotated[
-    Decimal, mapped_column(Numeric(12, 2).with_variant(sqlite_money, "sqlite"))
-]
+sqlite_money = sa.Float(asdecimal=True, decimal_return_scale=2)
+money = sa.Numeric(12, 2).with_variant(sqlite_money, "sqlite")
+Money = Annotated[Decimal, mapped_column(money)]
 
 
-class UtcDateTime(TypeDecorator[datetime]):
+# An enum is stored as VARCHAR: PostgreSQL's own enum types are hard to migrate.
+varchar_enum = sa.Enum(enum.Enum, native_enum=False, length=50, validate_strings=True)
+
+
+class UtcDateTime(sa.TypeDecorator[datetime]):
     """A timezone-aware datetime, which comes back in UTC.
 
-    SQLite and MySQL store no time zone. They would silently drop it.
+    SQLite and MySQL would silently drop the time zone.
     """
 
-    # MySQL drops the microseconds unless the column has a precision.
-    impl = DateTime(timezone=True).with_variant(
-        mysql.DATETIME(fsp=6), "mysql", "mariadb"
-    )
+    # fsp=6: MySQL would drop the microseconds.
+    mysql_type = mysql.DATETIME(fsp=6)
+    impl = sa.DateTime(timezone=True).with_variant(mysql_type, "mysql", "mariadb")
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> Any:
         if value is None:
             return None
         if value.tzinfo is None:
@@ -54,20 +44,17 @@ class UtcDateTime(TypeDecorator[datetime]):
         value = value.astimezone(UTC)
         return value if dialect.name == "postgresql" else value.replace(tzinfo=None)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> Any:
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> Any:
         if value and value.tzinfo:
             return value.astimezone(UTC)
         return value and value.replace(tzinfo=UTC)
 
 
 class Base(DeclarativeBase):
-    """The base class of all models. Each model declares its own primary key.
-
-    A model's own __table_args__ and __mapper_args__ replace those below.
-    """
+    """The base class of all models, which declare their own primary keys."""
 
     # Every constraint gets a name, so that a migration can drop or alter it.
-    metadata = MetaData(
+    metadata = sa.MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
             "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -76,26 +63,21 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {
-        datetime: UtcDateTime,
-        # A VARCHAR, because PostgreSQL's own enum types are hard to migrate.
-        enum.Enum: Enum(enum.Enum, native_enum=False, length=50, validate_strings=True),
-    }
+    type_annotation_map = {datetime: UtcDateTime, enum.Enum: varchar_enum}
     # Without AUTOINCREMENT, SQLite gives the id of a deleted row to a new one.
     __table_args__: Any = {"sqlite_autoincrement": True}
     # Load what the database computes. Reading it later raises on a detached object.
     __mapper_args__: Any = {"eager_defaults": True}
 
     def __repr__(self) -> str:
-        key = ", ".join(str(value) for value in inspect(self).identity or ["new"])
+        key = ", ".join(str(value) for value in sa.inspect(self).identity or ["new"])
         return f"{type(self).__name__}({key})"
 
 
 class Versioned:
     """Optimistic locking: `class Company(Versioned, Base)`.
 
-    SQLAlchemy counts the updates of a row in version_id. If two people read a row and
-    change it, the second gets StaleDataError and overwrites nothing.
+    If two people read a row and change it, the second gets StaleDataError.
     """
 
     version_id: Mapped[int] = mapped_column(server_default="1")
@@ -104,7 +86,7 @@ class Versioned:
     def __init_subclass__(cls, **options: Any) -> None:
         # A model's own __mapper_args__ would replace a class attribute. A subclass of a
         # mapped class inherits the version, and must not set it again.
-        if not any(inspect(base, raiseerr=False) for base in cls.__mro__[1:]):
+        if not any(sa.inspect(base, raiseerr=False) for base in cls.__mro__[1:]):
             own: dict[str, Any] = getattr(cls, "__mapper_args__", {})
             cls.__mapper_args__ = {"version_id_col": Versioned.version_id, **own}
         super().__init_subclass__(**options)

@@ -29,17 +29,16 @@ class DbContextAsync:
         self.engine = create_async_engine(**engine_options(url, options))
         configure(self.engine.sync_engine)
         # Objects stay readable after a commit. A closed session can't be used again.
-        self.sessionmaker = async_sessionmaker(
-            self.engine, expire_on_commit=False, close_resets_only=False
-        )
-        # It returns a session for reading: a flush, INSERT, UPDATE or DELETE raises.
-        reading = read_options(self.engine.sync_engine, options)
+        settings: Any = {"expire_on_commit": False, "close_resets_only": False}
+        self.sessionmaker = async_sessionmaker(self.engine, **settings)
+        # read_session() returns a session that raises instead of writing.
         self.read_session = async_sessionmaker(
-            self.engine.execution_options(**reading),
+            self.engine.execution_options(
+                **read_options(self.engine.sync_engine, options)
+            ),
             sync_session_class=ReadSession,
             autoflush=False,
-            expire_on_commit=False,
-            close_resets_only=False,
+            **settings,
         )
 
     @asynccontextmanager

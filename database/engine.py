@@ -76,14 +76,9 @@ def track_statements(engine: Engine) -> None:
     def finish(connection: Connection, *_: object) -> None:
         connection.info["statement"] = "finished"
 
-    @event.listens_for(engine, "rollback")
-    def forget_failure(connection: Connection) -> None:
-        if last_statement(connection) == "failed":
-            connection.info["statement"] = "finished"
-
     @event.listens_for(engine, "checkin")
     def close_if_running(_connection: object, record: Any) -> None:
-        if record.info.get("statement") == "running":
+        if record.info.pop("statement", None) == "running":
             record.invalidate()
 
 

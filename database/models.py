@@ -10,8 +10,6 @@ from database.base import Base, Id, Money, Versioned
 
 
 class TaxAccount(Versioned, Base):
-    """The account that a user pays taxes through. It has the id of its user."""
-
     __tablename__ = "tax_accounts"
 
     id: Mapped[Id] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
@@ -19,8 +17,6 @@ class TaxAccount(Versioned, Base):
 
 
 class Salary(Versioned, Base):
-    """One payment to a user."""
-
     __tablename__ = "salaries"
 
     id: Mapped[Id]
@@ -32,15 +28,13 @@ class Salary(Versioned, Base):
 
     @validates("amount")
     def check_amount(self, _key: str, amount: Decimal) -> Decimal:
-        """Refuse fractions of a cent, which the databases would silently round."""
+        # The databases would silently round it.
         if amount != round(amount, 2):
             raise ValueError(f"{amount} has more than two decimal places")
         return amount
 
 
 class UserDb(Versioned, Base):
-    """A person. The e-mail address is stored in lower case, so that it is unique."""
-
     __tablename__ = "users"
 
     id: Mapped[Id]

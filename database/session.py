@@ -11,23 +11,20 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from database.engine import last_statement
 
-# Deadlocks, serialization failures and lock timeouts: PostgreSQL's SQLSTATE codes, and
-# the error numbers of MySQL and MariaDB.
+# Deadlocks, serialization failures and lock timeouts on PostgreSQL and MySQL.
 CONFLICTS = {"40001", "40P01", 1213, 1205, 1020}
 
 
 def commit(session: Session) -> None:
-    """Commit and close, in one step that no other task can interrupt.
-
-    Raises InvalidRequestError if a statement failed or is still running.
-    """
-    if (state := last_statement(session.get_bind())) in ("failed", "running"):
+    """Commit and close. Raise InvalidRequestError if a statement failed or runs."""
+    state = last_statement(session.get_bind())
+    if session.in_transaction() and state in ("failed", "running"):
         raise InvalidRequestError(
-            f"This transaction has a {state} statement, so it can only be rolled back. "
-            "Use session.begin_nested() around what may fail."
+            f"a transaction with a {state} statement can't be committed: "
+            "use session.begin_nested() around what may fail"
         )
     session.commit()
-    session.close()
+    session.close()  # in the same step: no other task can begin a transaction
 
 
 def roll_back(session: Session) -> None:
@@ -80,11 +77,8 @@ def refuse_statement(state: ORMExecuteState) -> None:
 
 
 def read_options(engine: Engine, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the execution options for reading.
-
-    AUTOCOMMIT saves PostgreSQL the round trips of BEGIN and ROLLBACK. If the context
-    has an isolation level, reading happens in transactions.
-    """
+    """Return the execution options for reading, unless `options` choose others."""
+    # AUTOCOMMIT saves PostgreSQL the round trips of BEGIN and ROLLBACK.
     chosen = {**options, **engine.get_execution_options()}
     if engine.dialect.name == "postgresql" and "isolation_level" not in chosen:
         return {"isolation_level": "AUTOCOMMIT"}

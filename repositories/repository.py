@@ -32,7 +32,8 @@ class Repository[Model: Base]:
         """Return the session for a query of your own."""
         if isinstance(self.db, Session):
             return nullcontext(self.db)
-        return self.db.read_session()
+        session: Session = self.db.read_session()
+        return session
 
     @contextmanager
     def writing(self, *, begin_immediate: bool = True) -> Iterator[Session]:
@@ -78,10 +79,7 @@ class Repository[Model: Base]:
     def get_page(
         self, *options: ORMOption, after_id: Any = None, limit: int = 100
     ) -> Sequence[Model]:
-        """Return up to `limit` rows after `after_id`, in the order of the primary key.
-
-        Raises InvalidRequestError if the key is composite.
-        """
+        """Return up to `limit` rows after `after_id`, ordered by the primary key."""
         key, *others = inspect(self.model).primary_key
         if others:
             raise InvalidRequestError("get_page() needs a primary key of one column")
@@ -99,22 +97,16 @@ class Repository[Model: Base]:
         """
         state = inspect(row)
         cascade = state.mapper.cascade_iterator("save-update", state)
-        children = [child for *_, child, _ in cascade]
-        expired = [
-            each for each in (state, *children) if each.detached and each.expired
-        ]
-        if expired or not state.has_identity:
+        states = [state, *(child for *_, child, _ in cascade)]
+        if not state.has_identity or any(s.detached and s.expired for s in states):
             raise InvalidRequestError(f"{row} is new or expired: read it again")
-        # To remove children, a flush may have to read first.
-        with self.writing(begin_immediate=bool(children)) as session:
+        # With children, a flush may have to read first.
+        with self.writing(begin_immediate=len(states) > 1) as session:
             session.add(row)
         return row
 
     def delete(self, id: Any) -> bool:
-        """Delete the row with this primary key, and return whether there was one.
-
-        The database deletes its children (ON DELETE CASCADE).
-        """
+        """Delete the row with this primary key, and return whether there was one."""
         mapper = inspect(self.model)
         if mapper.local_table is not mapper.base_mapper.local_table:
             base = mapper.base_mapper.class_.__name__

@@ -21,6 +21,9 @@ DRIVERS_ASYNC = [
     "mysql+aiomysql",
     "mysql+asyncmy",
 ]
+SQLITE, SERVERS, MYSQL = DRIVERS[:1], DRIVERS[1:], DRIVERS[2:]
+SQLITE_ASYNC, SERVERS_ASYNC = DRIVERS_ASYNC[:1], DRIVERS_ASYNC[1:]
+MYSQL_ASYNC = DRIVERS_ASYNC[3:]
 SYNC_DRIVERS = dict(zip(["sqlite", "postgresql", "mysql"], DRIVERS, strict=True))
 NO_MARIADB = (
     "MariaDB is not installed. Install its server (apt-get install mariadb-server, brew "

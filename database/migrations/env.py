@@ -1,6 +1,5 @@
 """Alembic runs this file for each command that needs the database."""
 
-import re
 import time
 from logging.config import fileConfig
 from typing import Any
@@ -15,14 +14,10 @@ from database.engine import engine_options
 
 
 def import_type(kind: str, item: Any, autogen: Any) -> bool:
-    # Alembic writes app.Name() and JSONB(astext_type=Text()) into a revision, but it
-    # imports neither app nor Text.
-    if kind == "type":
-        if not (module := type(item).__module__).startswith("sqlalchemy."):
-            autogen.imports.add(f"import {module}")
-        for name in re.findall(r"[(=](\w+)\(", repr(item)):
-            if hasattr(sa, name):
-                autogen.imports.add(f"from sqlalchemy import {name}")
+    # Alembic writes app.types.Name() into a revision, but does not import the module.
+    module = type(item).__module__
+    if kind == "type" and not module.startswith("sqlalchemy."):
+        autogen.imports.add(f"import {module}")
     return False  # Alembic renders the item
 
 

@@ -20,7 +20,7 @@ from database.context import DbContext as AnyContext
 from database.context_async import DbContextAsync
 from database.models import UserDb
 from repositories.user_repository_async import UserRepositoryAsync
-from tests.conftest import SYNC_DRIVERS
+from tests.conftest import MYSQL_ASYNC, SERVERS_ASYNC, SQLITE_ASYNC, SYNC_DRIVERS
 from tests.models import a_family, a_user
 from tests.servers import Server
 from tests.stacks.repositories import names, read
@@ -32,30 +32,21 @@ CONNECTION_ID = {
 }
 
 
-@pytest.fixture
-def backend(url: str) -> str:
-    return make_url(url).get_backend_name()
+on_a_server = pytest.mark.parametrize("url", SERVERS_ASYNC, indirect=True)
+on_mysql = pytest.mark.parametrize("url", MYSQL_ASYNC, indirect=True)
+on_sqlite = pytest.mark.parametrize("url", SQLITE_ASYNC, indirect=True)
 
 
 @pytest.fixture
-def server(url: str, backend: str) -> Iterator[Connection]:
+def server(url: str) -> Iterator[Connection]:
     """Yield a connection to look at the database and to disturb it."""
-    if backend == "sqlite":
-        pytest.skip("SQLite has no server")
+    backend = make_url(url).get_backend_name()
     other = make_url(url).set(drivername=SYNC_DRIVERS[backend])
     with (
         AnyContext(other, isolation_level="AUTOCOMMIT") as context,
         context.engine.connect() as connection,
     ):
         yield connection
-
-
-@pytest.fixture
-def file(url: str, backend: str) -> str:
-    """Return the path of the SQLite database."""
-    if backend != "sqlite":
-        pytest.skip("for SQLite")
-    return str(make_url(url).database)
 
 
 def hang_up(server: Connection, connection: Any) -> None:
@@ -71,6 +62,7 @@ def hang_up(server: Connection, connection: Any) -> None:
             time.sleep(0.01)
 
 
+@on_a_server
 class TestServer:
     async def test_may_restart_while_connections_are_idle(
         self, db: DbContextAsync, server: Connection, request: pytest.FixtureRequest
@@ -179,6 +171,7 @@ def rival(server: Connection) -> Iterator[Rival]:
 
 
 class TestDeadlock:
+    @on_a_server
     async def test_makes_the_transaction_run_again(
         self, db: DbContextAsync, users: UserRepositoryAsync, rival: Rival
     ) -> None:
@@ -199,6 +192,7 @@ class TestDeadlock:
         assert len(attempts) == 2
         assert await names(db) == ["mine", "mine", "User 3"]
 
+    @on_mysql
     @pytest.mark.parametrize("place", ["in a savepoint", "outside"])
     async def test_that_is_caught_stores_nothing_on_mysql(
         self,
@@ -206,11 +200,8 @@ class TestDeadlock:
         users: UserRepositoryAsync,
         rival: Rival,
         place: str,
-        backend: str,
     ) -> None:
         """MySQL has rolled back the whole transaction, not the savepoint alone."""
-        if backend == "postgresql":
-            pytest.skip("PostgreSQL rolls back to the savepoint")
         one, two = await users.create_many([a_user(1), a_user(2)])
         with pytest.raises((DBAPIError, InvalidRequestError)):
             async with db.transaction() as session:
@@ -230,10 +221,11 @@ class TestDeadlock:
 FILL = "INSERT INTO users (name, email, created_at) VALUES ('x', :email, '2026-01-01')"
 
 
+@on_sqlite
 class TestSQLite:
     @pytest.mark.parametrize("caught", [False, True])
     async def test_with_a_full_disk_stores_nothing(
-        self, url: str, file: str, caught: bool
+        self, url: str, caught: bool
     ) -> None:
         """SQLite ends the transaction. Later statements would be stored alone."""
         async with DbContextAsync(url, pool_size=1, max_overflow=0) as db:
@@ -250,7 +242,7 @@ class TestSQLite:
             assert await names(db) == []
 
     async def test_waits_for_the_lock_if_a_transaction_reads_first(
-        self, db: DbContextAsync, users: UserRepositoryAsync, file: str
+        self, db: DbContextAsync, users: UserRepositoryAsync
     ) -> None:
         """Without BEGIN IMMEDIATE it fails at once: "database is locked"."""
         user = await users.create(a_user(1))
@@ -269,7 +261,7 @@ class TestSQLite:
         assert await names(db) == ["changed"]
 
     async def test_takes_the_lock_before_it_removes_children(
-        self, db: DbContextAsync, users: UserRepositoryAsync, file: str
+        self, db: DbContextAsync, users: UserRepositoryAsync
     ) -> None:
         statements: list[str] = []
         user = await users.create(a_family())
@@ -283,27 +275,19 @@ class TestSQLite:
         assert statements[1] == "BEGIN IMMEDIATE"
 
     async def test_can_be_read_where_it_cannot_be_written(
-        self, db: DbContextAsync, users: UserRepositoryAsync, file: str
+        self, db: DbContextAsync, users: UserRepositoryAsync
     ) -> None:
         await users.create(a_user(1))
         await db.dispose()
-        read_only = f"{db.engine.url.drivername}:///file:{file}?mode=ro&uri=true"
+        read_only = f"{db.engine.url.drivername}:///file:{db.engine.url.database}?mode=ro&uri=true"
         async with DbContextAsync(read_only) as other:
             assert await names(other) == ["User 1"]
             with pytest.raises(OperationalError, match="readonly"):
                 await UserRepositoryAsync(other).create(a_user(2))
 
     async def test_enforces_foreign_keys_and_writes_ahead(
-        self, db: DbContextAsync, file: str
+        self, db: DbContextAsync
     ) -> None:
         async with db.engine.connect() as connection:
             assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
             assert await connection.scalar(text("PRAGMA journal_mode")) == "wal"
-
-    async def test_refuses_autocommit_which_the_driver_would_ignore(
-        self, db: DbContextAsync, file: str
-    ) -> None:
-        autocommit = db.engine.execution_options(isolation_level="AUTOCOMMIT")
-        async with autocommit.connect() as connection:
-            with pytest.raises(InvalidRequestError, match="no effect"):
-                await connection.execute(text("DELETE FROM users"))
