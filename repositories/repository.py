@@ -19,7 +19,7 @@ class Repository[Model: Base]:
     class CompanyRepository(Repository[Company]):
         model = Company
 
-    With a DbContext each call is a transaction of its own. With an Session
+    With a DbContext each call is a transaction of its own. With a Session
     the calls join its transaction. `options` are loader options like selectinload().
     """
 

@@ -11,6 +11,7 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 # What async code says, and what stands in its place in sync code.
 WORDS = [
+    (r"\ban AsyncSession\b", "a Session"),
     (r"\b(async|await) ", ""),
     (r"\b([A-Z]\w+)Async\b", r"\1"),
     (r"\b(\w+)_(async|ASYNC)\b", r"\1"),
@@ -29,7 +30,6 @@ WORDS = [
     (r"\.sync_engine\b", ""),
     (r"\bsqlite\+aiosqlite\b", "sqlite"),
     (r"\btests\.stacks\b", "tests.stacks_sync"),
-    (r"\b(an Async|a )Session\b", "a Session"),
     (r"\bbetween tasks\b", "between threads"),
 ]
 

@@ -1,0 +1,47 @@
+"""The two stacks say the same, and imports run one way."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.twins import WORDS, synchronous
+
+ROOT = Path(__file__).parents[1]
+TWINS = ["database/context", "repositories/repository", "repositories/user_repository"]
+OUTSIDE = {
+    "database": "env|main|application|composition_root|repositories|tests",
+    "repositories": "env|main|application|composition_root|tests",
+}
+
+
+def words(code: str) -> str:
+    """Return the code after its imports, without what ruff adds to break a line."""
+    return re.sub(r"[\s(),]", "", code.partition("\nclass ")[2])
+
+
+@pytest.mark.parametrize("path", TWINS)
+def test_only_async_and_await_differ(path: str) -> None:
+    twin = synchronous((ROOT / f"{path}_async.py").read_text())
+    assert words(twin) == words((ROOT / f"{path}.py").read_text())
+
+
+@pytest.mark.parametrize("folder", OUTSIDE)
+def test_a_folder_imports_nothing_from_outside(folder: str) -> None:
+    for path in (ROOT / folder).glob("*.py"):
+        imports = rf"^\s*(from|import) ({OUTSIDE[folder]})\b"
+        assert not re.search(imports, path.read_text(), re.MULTILINE), path
+
+
+def test_every_word_of_the_translation_is_used() -> None:
+    folders = [ROOT / folder for folder in ("database", "repositories", "tests/stacks")]
+    code = "".join(path.read_text() for f in folders for path in f.glob("*.py"))
+    assert [word for word, _ in WORDS if not re.search(word, code, re.MULTILINE)] == []
+
+
+def test_the_top_level_holds_what_the_map_names() -> None:
+    files = {path.name for path in ROOT.glob("*.py")}
+    assert files == {"main.py", "application.py", "composition_root.py", "env.py"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["ruff"]["line-length"] == 88
