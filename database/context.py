@@ -47,16 +47,15 @@ class DbContext:
         to commit. Use session.begin_nested() around what may fail.
         """
         with self.engine.connect() as connection:
-            connection.execution_options(begin_immediate=True)
-            with self.sessionmaker(bind=connection) as session:
-                try:
-                    # Begin now. Two tasks that both begin later would collide.
-                    session.connection()
-                    yield session
-                    commit(session)
-                except BaseException:
-                    roll_back(session)
-                    raise
+            session = self.sessionmaker(bind=connection)
+            try:
+                # Begin now. Two tasks that both begin later would collide.
+                session.connection(execution_options={"begin_immediate": True})
+                yield session
+                commit(session)
+            except BaseException:
+                roll_back(session)
+                raise
 
     def run_transaction[T](self, work: Callable[[Session], T], attempts: int = 20) -> T:
         """Run work(session) in a transaction, and return its result.

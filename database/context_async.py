@@ -49,16 +49,15 @@ class DbContextAsync:
         to commit. Use session.begin_nested() around what may fail.
         """
         async with self.engine.connect() as connection:
-            await connection.execution_options(begin_immediate=True)
-            async with self.sessionmaker(bind=connection) as session:
-                try:
-                    # Begin now. Two tasks that both begin later would collide.
-                    await session.connection()
-                    yield session
-                    await session.run_sync(commit)
-                except BaseException:
-                    await session.run_sync(roll_back)
-                    raise
+            session = self.sessionmaker(bind=connection)
+            try:
+                # Begin now. Two tasks that both begin later would collide.
+                await session.connection(execution_options={"begin_immediate": True})
+                yield session
+                await session.run_sync(commit)
+            except BaseException:
+                await session.run_sync(roll_back)
+                raise
 
     async def run_transaction[T](
         self, work: Callable[[AsyncSession], Awaitable[T]], attempts: int = 20

@@ -71,9 +71,11 @@ class Repository[Model: Base]:
 
     def get_by_id(self, id: Any, *options: ORMOption) -> Model | None:
         """Return the row with this primary key (a tuple if composite), or None."""
-        # session.get() would ignore the options for an object that it holds already.
-        query = select(self.model).where(*self.by_key(id)).options(*options)
         with self.reading() as session:
+            if not options:
+                return session.get(self.model, id)
+            # session.get() ignores the options for an object that it holds already.
+            query = select(self.model).where(*self.by_key(id)).options(*options)
             return session.scalars(query).unique().one_or_none()
 
     def get_page(

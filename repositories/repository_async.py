@@ -73,9 +73,11 @@ class RepositoryAsync[Model: Base]:
 
     async def get_by_id(self, id: Any, *options: ORMOption) -> Model | None:
         """Return the row with this primary key (a tuple if composite), or None."""
-        # session.get() would ignore the options for an object that it holds already.
-        query = select(self.model).where(*self.by_key(id)).options(*options)
         async with self.reading() as session:
+            if not options:
+                return await session.get(self.model, id)
+            # session.get() ignores the options for an object that it holds already.
+            query = select(self.model).where(*self.by_key(id)).options(*options)
             return (await session.scalars(query)).unique().one_or_none()
 
     async def get_page(

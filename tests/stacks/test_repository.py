@@ -288,7 +288,7 @@ class TestKeys:
         with pytest.raises(InvalidRequestError, match="one column"):
             await members.get_page()
         for wrong in (1, (1, "ada", 2)):
-            with pytest.raises(ValueError, match="argument"):
+            with pytest.raises(InvalidRequestError, match="Incorrect number"):
                 await members.get_by_id(wrong)
 
     async def test_of_joined_table_inheritance(self, db: DbContextAsync) -> None:
