@@ -14,8 +14,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 big_integer = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 Id = Annotated[int, mapped_column(big_integer, primary_key=True)]
 
-# An amount of money: `price: Mapped[Money]`. SQLite has no decimal type. A float keeps
-# twelve digits exactly, and it can be added up and compared.
+# An amount: `price: Mapped[Money]`. SQLite has no decimal type. A float keeps twelve
+# digits exactly, and it can be added up and compared.
 sqlite_money = sa.Float(asdecimal=True, decimal_return_scale=2)
 money = sa.Numeric(12, 2).with_variant(sqlite_money, "sqlite")
 Money = Annotated[Decimal, mapped_column(money)]
@@ -84,8 +84,8 @@ class Versioned:
     __mapper_args__: Any
 
     def __init_subclass__(cls, **options: Any) -> None:
-        # A model's own __mapper_args__ would replace a class attribute. A subclass of a
-        # mapped class inherits the version, and must not set it again.
+        # A model's own __mapper_args__ would replace a class attribute. The subclass of
+        # a model inherits the version, and must not set it again.
         if not any(sa.inspect(base, raiseerr=False) for base in cls.__mro__[1:]):
             own: dict[str, Any] = getattr(cls, "__mapper_args__", {})
             cls.__mapper_args__ = {"version_id_col": Versioned.version_id, **own}

@@ -22,29 +22,31 @@ class DbContext:
     with DbContext("sqlite:///example.db") as db:
         user = UserRepository(db).get_by_id(1)
 
-    Keyword arguments go to create_engine(), and replace the defaults.
+    Keyword arguments go to create_engine().
     """
 
     def __init__(self, url: str | URL, **options: Any) -> None:
         self.engine = create_engine(**engine_options(url, options))
         configure(self.engine)
         # Objects stay readable after a commit. A closed session can't be used again.
-        settings: Any = {"expire_on_commit": False, "close_resets_only": False}
-        self.sessionmaker = sessionmaker(self.engine, **settings)
-        # read_session() returns a session that raises instead of writing.
+        self.sessionmaker = sessionmaker(
+            self.engine, expire_on_commit=False, close_resets_only=False
+        )
+        reading = read_options(self.engine, options)
         self.read_session = sessionmaker(
-            self.engine.execution_options(**read_options(self.engine, options)),
+            self.engine.execution_options(**reading),
             class_=ReadSession,
             autoflush=False,
-            **settings,
+            expire_on_commit=False,
+            close_resets_only=False,
         )
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """Yield a Session. Commit at the end, roll back if the block raises.
 
-        Raises InvalidRequestError if the block has caught an error that leaves nothing
-        to commit. Use session.begin_nested() around what may fail.
+        Raises InvalidRequestError if the block caught an error that prevents a commit.
+        Use session.begin_nested() around what may fail.
         """
         with self.engine.connect() as connection:
             session = self.sessionmaker(bind=connection)
@@ -72,11 +74,11 @@ class DbContext:
             except (DBAPIError, StaleDataError) as error:
                 if attempt >= attempts or not is_retryable(error):
                     raise
-            # Exponential backoff with jitter: competing transactions do not meet again.
+            # Exponential backoff with jitter, so that the same two do not meet again.
             time.sleep(random.uniform(0, min(2, 0.05 * 2**attempt)))
 
     def create_all(self) -> None:
-        """Create missing tables. This is for tests: applications use Alembic."""
+        """Create missing tables, for tests. Applications use Alembic."""
         with self.engine.begin() as connection:
             Base.metadata.create_all(connection)
 

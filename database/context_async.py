@@ -22,31 +22,31 @@ class DbContextAsync:
     async with DbContextAsync("sqlite+aiosqlite:///example.db") as db:
         user = await UserRepositoryAsync(db).get_by_id(1)
 
-    Keyword arguments go to create_async_engine(), and replace the defaults.
+    Keyword arguments go to create_async_engine().
     """
 
     def __init__(self, url: str | URL, **options: Any) -> None:
         self.engine = create_async_engine(**engine_options(url, options))
         configure(self.engine.sync_engine)
         # Objects stay readable after a commit. A closed session can't be used again.
-        settings: Any = {"expire_on_commit": False, "close_resets_only": False}
-        self.sessionmaker = async_sessionmaker(self.engine, **settings)
-        # read_session() returns a session that raises instead of writing.
+        self.sessionmaker = async_sessionmaker(
+            self.engine, expire_on_commit=False, close_resets_only=False
+        )
+        reading = read_options(self.engine.sync_engine, options)
         self.read_session = async_sessionmaker(
-            self.engine.execution_options(
-                **read_options(self.engine.sync_engine, options)
-            ),
+            self.engine.execution_options(**reading),
             sync_session_class=ReadSession,
             autoflush=False,
-            **settings,
+            expire_on_commit=False,
+            close_resets_only=False,
         )
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
         """Yield an AsyncSession. Commit at the end, roll back if the block raises.
 
-        Raises InvalidRequestError if the block has caught an error that leaves nothing
-        to commit. Use session.begin_nested() around what may fail.
+        Raises InvalidRequestError if the block caught an error that prevents a commit.
+        Use session.begin_nested() around what may fail.
         """
         async with self.engine.connect() as connection:
             session = self.sessionmaker(bind=connection)
@@ -76,11 +76,11 @@ class DbContextAsync:
             except (DBAPIError, StaleDataError) as error:
                 if attempt >= attempts or not is_retryable(error):
                     raise
-            # Exponential backoff with jitter: competing transactions do not meet again.
+            # Exponential backoff with jitter, so that the same two do not meet again.
             await asyncio.sleep(random.uniform(0, min(2, 0.05 * 2**attempt)))
 
     async def create_all(self) -> None:
-        """Create missing tables. This is for tests: applications use Alembic."""
+        """Create missing tables, for tests. Applications use Alembic."""
         async with self.engine.begin() as connection:
             await connection.run_sync(Base.metadata.create_all)
 

@@ -13,22 +13,18 @@ from sqlalchemy.exc import ArgumentError, InvalidatePoolError
 
 
 def engine_options(url: str | URL, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments for create_engine(): `options`, and defaults for the rest.
-
-    Raises ArgumentError for a SQLite database in memory.
-    """
+    """Return the arguments for create_engine(): `options` win over the defaults."""
     url = make_url(url)
     connect_args: dict[str, Any] = {}
     if url.get_backend_name() == "sqlite":
         name = (url.database or "").removeprefix("file:")
         if name in ("", ":memory:") or "memory" in url.query.values():
-            # It has one connection, so concurrent tasks would share a transaction.
-            raise ArgumentError("SQLite in memory is not supported: use a file")
+            raise ArgumentError("use a file: SQLite in memory has one connection only")
         connect_args = {"autocommit": False, "timeout": 30}
     connect_args |= options.get("connect_args", {})
     # hide_parameters keeps personal data out of logs and error messages.
-    defaults = {"hide_parameters": True}
-    return {**defaults, **options, "url": url, "connect_args": connect_args}
+    options = {"hide_parameters": True, **options}
+    return {**options, "url": url, "connect_args": connect_args}
 
 
 def configure(engine: Engine) -> None:
@@ -46,8 +42,8 @@ def configure_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def set_pragmas(connection: Any, _record: object) -> None:
         # SQLite enforces foreign keys only if each connection asks for it. With a
-        # write-ahead log, readers and a writer do not block each other. Setting the log
-        # fails on a read-only file, and while another process sets it.
+        # write-ahead log, readers don't wait for the writer. Setting it fails on a
+        # read-only file, and while another process does it.
         cursor = connection.cursor()
         cursor.execute("COMMIT")
         cursor.execute("PRAGMA foreign_keys = ON")
@@ -58,8 +54,8 @@ def configure_sqlite(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def begin_immediate(connection: Connection) -> None:
-        # A transaction that reads first and writes later fails at once with "database
-        # is locked" if another one wrote meanwhile. BEGIN IMMEDIATE waits instead.
+        # A transaction that reads and then writes fails at once, "database is locked",
+        # if another one wrote in between. BEGIN IMMEDIATE waits before it reads.
         if connection.get_execution_options().get("begin_immediate"):
             connection.exec_driver_sql("COMMIT")
             connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -67,7 +63,7 @@ def configure_sqlite(engine: Engine) -> None:
 
 def track_statements(engine: Engine) -> None:
     # After a failed statement PostgreSQL turns COMMIT into ROLLBACK without an error.
-    # While another task runs a statement, the connection can't be committed or reused.
+    # A connection on which another task runs a statement can't be committed or reused.
     @event.listens_for(engine, "before_cursor_execute")
     def start(connection: Connection, *_: object) -> None:
         connection.info["statement"] = "running"
@@ -89,9 +85,9 @@ def last_statement(connection: Any) -> Any:
 
 
 def close_broken_connections(engine: Engine) -> None:
-    # When the database has rolled back by itself (a deadlock on MySQL, a full disk on
-    # SQLite), later statements would be stored alone. After a COMMIT or ROLLBACK that
-    # fails, the pool would reuse the connection with its transaction open.
+    # If the database rolls back by itself (a deadlock on MySQL, a full disk on SQLite),
+    # later statements would be stored alone. If COMMIT or ROLLBACK fails, the pool
+    # would reuse the connection with its transaction open.
     @event.listens_for(engine, "handle_error")
     def close(context: ExceptionContext) -> None:
         connection, dialect = context.connection, engine.dialect.name
@@ -111,8 +107,8 @@ def close_broken_connections(engine: Engine) -> None:
 
 
 def ping_idle_connections(engine: Engine) -> None:
-    # A server that was restarted has closed the pooled connections. pool_pre_ping=True
-    # costs a round trip at each checkout. This tests those idle for a second.
+    # A restarted server has closed the pooled connections. pool_pre_ping=True costs a
+    # round trip at each checkout, so this tests only those idle for a second.
     @event.listens_for(engine, "checkin")
     def note_time(_connection: object, record: Any) -> None:
         record.info["used"] = monotonic()

@@ -28,7 +28,7 @@ def commit(session: Session) -> None:
 
 
 def roll_back(session: Session) -> None:
-    """Roll back and close, even if another task is still running a statement."""
+    """Roll back and close, even if another task still runs a statement."""
     connection: Any = session.get_bind()
     try:
         is_running = last_statement(connection) == "running"
@@ -39,8 +39,7 @@ def roll_back(session: Session) -> None:
         session.rollback()
         session.close()
     finally:
-        # close() fails if ROLLBACK does. Without the second call, the other task could
-        # open a new connection.
+        # close() raises if ROLLBACK fails. Only the second call closes for good.
         try:
             connection.close()
         finally:
@@ -53,14 +52,14 @@ def is_retryable(error: DBAPIError | StaleDataError) -> bool:
         return True
     codes = {getattr(error.orig, name, None) for name in ("sqlstate", "pgcode")}
     codes.update(getattr(error.orig, "args", ())[:1])
-    # COMMIT has no statement. If it loses the connection, the work may be stored.
+    # A COMMIT, which has no statement, may have stored the work before it failed.
     is_lost = error.connection_invalidated and error.statement is not None
     is_sqlite = isinstance(error.orig, sqlite3.Error)
     return not CONFLICTS.isdisjoint(codes) or (is_lost and not is_sqlite)
 
 
 class ReadSession(Session):
-    """A Session for reading. It does not inspect SQL in text()."""
+    """A Session that refuses to write. It does not inspect SQL in text()."""
 
 
 @event.listens_for(ReadSession, "before_flush")

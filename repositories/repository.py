@@ -19,8 +19,8 @@ class Repository[Model: Base]:
     class CompanyRepository(Repository[Company]):
         model = Company
 
-    With a DbContext each call is a transaction of its own. With a Session
-    the calls join its transaction. `options` are loader options like selectinload().
+    On a DbContext each call is a transaction. On a Session the calls join
+    its transaction. `options` are loader options such as selectinload().
     """
 
     model: type[Model]
@@ -32,15 +32,14 @@ class Repository[Model: Base]:
         """Return the session for a query of your own."""
         if isinstance(self.db, Session):
             return nullcontext(self.db)
-        session: Session = self.db.read_session()
-        return session
+        return self.db.read_session()
 
     @contextmanager
     def writing(self, *, begin_immediate: bool = True) -> Iterator[Session]:
         """Yield the session for a method of your own that writes.
 
-        In the block use type(self)(session), not self: on a context each method of self
-        begins another transaction. begin_immediate=False suits a single statement.
+        In the block use type(self)(session) instead of self, whose methods would begin
+        other transactions. begin_immediate=False suits a single statement.
         """
         if isinstance(self.db, Session):
             self.db.flush()  # raises if another task is using the session
@@ -94,7 +93,7 @@ class Repository[Model: Base]:
     def update(self, row: Model) -> Model:
         """Store the changes of a row that was read before, and of its children.
 
-        Raises StaleDataError if somebody changed or deleted it meanwhile, and
+        Raises StaleDataError if somebody changed or deleted it in between, and
         InvalidRequestError if it is new, or expired by an earlier failure.
         """
         state = inspect(row)

@@ -19,8 +19,8 @@ class RepositoryAsync[Model: Base]:
     class CompanyRepositoryAsync(RepositoryAsync[Company]):
         model = Company
 
-    With a DbContextAsync each call is a transaction of its own. With an AsyncSession
-    the calls join its transaction. `options` are loader options like selectinload().
+    On a DbContextAsync each call is a transaction. On an AsyncSession the calls join
+    its transaction. `options` are loader options such as selectinload().
     """
 
     model: type[Model]
@@ -32,8 +32,7 @@ class RepositoryAsync[Model: Base]:
         """Return the session for a query of your own."""
         if isinstance(self.db, AsyncSession):
             return nullcontext(self.db)
-        session: AsyncSession = self.db.read_session()
-        return session
+        return self.db.read_session()
 
     @asynccontextmanager
     async def writing(
@@ -41,8 +40,8 @@ class RepositoryAsync[Model: Base]:
     ) -> AsyncIterator[AsyncSession]:
         """Yield the session for a method of your own that writes.
 
-        In the block use type(self)(session), not self: on a context each method of self
-        begins another transaction. begin_immediate=False suits a single statement.
+        In the block use type(self)(session) instead of self, whose methods would begin
+        other transactions. begin_immediate=False suits a single statement.
         """
         if isinstance(self.db, AsyncSession):
             await self.db.flush()  # raises if another task is using the session
@@ -96,7 +95,7 @@ class RepositoryAsync[Model: Base]:
     async def update(self, row: Model) -> Model:
         """Store the changes of a row that was read before, and of its children.
 
-        Raises StaleDataError if somebody changed or deleted it meanwhile, and
+        Raises StaleDataError if somebody changed or deleted it in between, and
         InvalidRequestError if it is new, or expired by an earlier failure.
         """
         state = inspect(row)
