@@ -12,7 +12,7 @@ revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
-% if "batch_op" in f"{upgrades}{downgrades}":
+% if "batch_op" in (upgrades or "") + (downgrades or ""):
 
 # On SQLite a batch that changes a column or a constraint copies the table. The copy has
 # no triggers, no AUTOINCREMENT, no COLLATE and no indexes of expressions. See
