@@ -6,8 +6,8 @@ import pytest
 
 from database.base import Base
 from database.context import DbContext
-from database.context_async import DbContextAsync
-from repositories.user_repository_async import UserRepositoryAsync
+from database.context_async import DbContextAsync as Db
+from repositories.user_repository_async import UserRepositoryAsync as Users
 from tests.conftest import DRIVERS_ASYNC, SYNC_DRIVERS
 from tests.models import Own
 
@@ -47,11 +47,11 @@ def url(
 
 
 @pytest.fixture
-async def db(url: str) -> AsyncIterator[DbContextAsync]:
-    async with DbContextAsync(url) as db:
+async def db(url: str) -> AsyncIterator[Db]:
+    async with Db(url) as db:
         yield db
 
 
 @pytest.fixture
-def users(db: DbContextAsync) -> UserRepositoryAsync:
-    return UserRepositoryAsync(db)
+def users(db: Db) -> Users:
+    return Users(db)

@@ -2,10 +2,10 @@
 
 from sqlalchemy import select
 
-from database.context_async import DbContextAsync
+from database.context_async import DbContextAsync as Db
 from database.models import UserDb
 from repositories.repository_async import RepositoryAsync
-from repositories.user_repository_async import UserRepositoryAsync
+from repositories.user_repository_async import UserRepositoryAsync as Users
 from tests.models import Animal, Country, Dog, Membership, Note, Order
 
 
@@ -33,13 +33,13 @@ class OrderRepositoryAsync(RepositoryAsync[Order]):
     model = Order
 
 
-async def read(users: UserRepositoryAsync, id: int) -> UserDb:
+async def read(users: Users, id: int) -> UserDb:
     user = await users.get_by_id(id)
     assert user
     return user
 
 
-async def names(db: DbContextAsync) -> list[str]:
+async def names(db: Db) -> list[str]:
     """Return the names of all users in the order of their ids."""
     async with db.read_session() as session:
         query = select(UserDb.name).order_by(UserDb.id)

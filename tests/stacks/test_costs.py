@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import event, insert, text
 
-from database.context_async import DbContextAsync
+from database.context_async import DbContextAsync as Db
 from database.models import UserDb
-from repositories.user_repository_async import UserRepositoryAsync
+from repositories.user_repository_async import UserRepositoryAsync as Users
 from tests.conftest import SERVERS_ASYNC
 from tests.proxy import Proxy, proxy_to
 
@@ -37,19 +37,19 @@ def proxy(url: str) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-async def proxied(proxy: Proxy) -> AsyncIterator[DbContextAsync]:
-    async with DbContextAsync(proxy.url) as db:
+async def proxied(proxy: Proxy) -> AsyncIterator[Db]:
+    async with Db(proxy.url) as db:
         yield db
 
 
 @on_a_server
-async def test_round_trips(proxy: Proxy, proxied: DbContextAsync) -> None:
+async def test_round_trips(proxy: Proxy, proxied: Db) -> None:
     """On MySQL a read is three: the statement and two ROLLBACKs.
 
     SQLAlchemy sends one for the session and one for the pool. A bare session costs
     the same.
     """
-    users = UserRepositoryAsync(proxied)
+    users = Users(proxied)
     costs = dict[str, int]()
     seen = 0
 
@@ -73,9 +73,9 @@ async def test_round_trips(proxy: Proxy, proxied: DbContextAsync) -> None:
         await users.update(user)
         note("update")
         async with proxied.transaction() as session:
-            found: Any = await UserRepositoryAsync(session).get_by_id(user.id)
+            found: Any = await Users(session).get_by_id(user.id)
             found.name = "C"
-            await UserRepositoryAsync(session).update(found)
+            await Users(session).update(found)
         note("read, then update")
         await users.delete(user.id)
         note("delete")
@@ -90,9 +90,9 @@ async def test_round_trips(proxy: Proxy, proxied: DbContextAsync) -> None:
 
 @on_a_server
 async def test_a_connection_is_pinged_only_after_an_idle_second(
-    proxy: Proxy, proxied: DbContextAsync
+    proxy: Proxy, proxied: Db
 ) -> None:
-    users = UserRepositoryAsync(proxied)
+    users = Users(proxied)
 
     async def cost() -> int:
         before = proxy.round_trips
@@ -108,9 +108,7 @@ async def test_a_connection_is_pinged_only_after_an_idle_second(
     assert proxy.connections == connections
 
 
-async def test_a_far_page_has_the_plan_of_the_first_page(
-    db: DbContextAsync, users: UserRepositoryAsync
-) -> None:
+async def test_a_far_page_has_the_plan_of_the_first_page(db: Db, users: Users) -> None:
     rows = [{"name": "A", "email": f"{number}@x"} for number in range(5000)]
     async with db.transaction() as session:
         await session.execute(insert(UserDb), rows)

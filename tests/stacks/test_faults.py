@@ -17,9 +17,9 @@ from sqlalchemy.exc import (
 )
 
 from database.context import DbContext as AnyContext
-from database.context_async import DbContextAsync
+from database.context_async import DbContextAsync as Db
 from database.models import UserDb
-from repositories.user_repository_async import UserRepositoryAsync
+from repositories.user_repository_async import UserRepositoryAsync as Users
 from tests.conftest import MYSQL_ASYNC, SERVERS_ASYNC, SQLITE_ASYNC, SYNC_DRIVERS
 from tests.models import a_family, a_user
 from tests.servers import Server
@@ -65,12 +65,12 @@ def hang_up(server: Connection, connection: Any) -> None:
 @on_a_server
 class TestServer:
     async def test_may_restart_while_connections_are_idle(
-        self, db: DbContextAsync, server: Connection, request: pytest.FixtureRequest
+        self, db: Db, server: Connection, request: pytest.FixtureRequest
     ) -> None:
         name = "postgres" if server.dialect.name == "postgresql" else "mariadb"
         running: Server = request.getfixturevalue(name)
-        async with DbContextAsync(db.engine.url) as other:
-            users, others = UserRepositoryAsync(db), UserRepositoryAsync(other)
+        async with Db(db.engine.url) as other:
+            users, others = Users(db), Users(other)
             await users.get_page()
             await others.get_page()
             await asyncio.sleep(1.1)
@@ -82,7 +82,7 @@ class TestServer:
 
     @pytest.mark.parametrize("caught", [False, True])
     async def test_that_hangs_up_in_a_transaction_stores_nothing(
-        self, db: DbContextAsync, server: Connection, caught: bool
+        self, db: Db, server: Connection, caught: bool
     ) -> None:
         with pytest.raises((DBAPIError, PendingRollbackError)):
             async with db.transaction() as session:
@@ -96,7 +96,7 @@ class TestServer:
         assert "Connections in pool" in db.engine.pool.status()
 
     async def test_that_hangs_up_before_commit_makes_the_transaction_run_again(
-        self, db: DbContextAsync, server: Connection
+        self, db: Db, server: Connection
     ) -> None:
         async def work(session: Any) -> None:
             attempts.append(1)
@@ -110,7 +110,7 @@ class TestServer:
         assert await names(db) == ["User 2"]
 
     async def test_that_hangs_up_during_commit_is_told_and_not_repeated(
-        self, db: DbContextAsync, server: Connection
+        self, db: Db, server: Connection
     ) -> None:
         async def work(session: Any) -> None:
             attempts.append(1)
@@ -173,7 +173,7 @@ def rival(server: Connection) -> Iterator[Rival]:
 class TestDeadlock:
     @on_a_server
     async def test_makes_the_transaction_run_again(
-        self, db: DbContextAsync, users: UserRepositoryAsync, rival: Rival
+        self, db: Db, users: Users, rival: Rival
     ) -> None:
         async def work(session: Any) -> None:
             attempts.append(1)
@@ -196,8 +196,8 @@ class TestDeadlock:
     @pytest.mark.parametrize("place", ["in a savepoint", "outside"])
     async def test_that_is_caught_stores_nothing_on_mysql(
         self,
-        db: DbContextAsync,
-        users: UserRepositoryAsync,
+        db: Db,
+        users: Users,
         rival: Rival,
         place: str,
     ) -> None:
@@ -228,7 +228,7 @@ class TestSQLite:
         self, url: str, caught: bool
     ) -> None:
         """SQLite ends the transaction. Later statements would be stored alone."""
-        async with DbContextAsync(url, pool_size=1, max_overflow=0) as db:
+        async with Db(url, pool_size=1, max_overflow=0) as db:
             with pytest.raises((OperationalError, PendingRollbackError)) as told:
                 async with db.transaction() as session:
                     session.add(a_user(1))
@@ -242,17 +242,15 @@ class TestSQLite:
             assert await names(db) == []
 
     async def test_waits_for_the_lock_if_a_transaction_reads_first(
-        self, db: DbContextAsync, users: UserRepositoryAsync
+        self, db: Db, users: Users
     ) -> None:
         """Without BEGIN IMMEDIATE it fails at once: "database is locked"."""
         user = await users.create(a_user(1))
         async with db.transaction() as session:
-            found = await read(UserRepositoryAsync(session), user.id)
-            async with DbContextAsync(
-                db.engine.url, connect_args={"timeout": 0.01}
-            ) as other:
+            found = await read(Users(session), user.id)
+            async with Db(db.engine.url, connect_args={"timeout": 0.01}) as other:
                 with pytest.raises(OperationalError, match="locked"):
-                    await UserRepositoryAsync(other).create(a_user(2))
+                    await Users(other).create(a_user(2))
                 with pytest.raises(OperationalError, match="locked"):
                     async with other.transaction():
                         pass
@@ -261,7 +259,7 @@ class TestSQLite:
         assert await names(db) == ["changed"]
 
     async def test_takes_the_lock_before_it_removes_children(
-        self, db: DbContextAsync, users: UserRepositoryAsync
+        self, db: Db, users: Users
     ) -> None:
         statements: list[str] = []
         user = await users.create(a_family())
@@ -275,19 +273,17 @@ class TestSQLite:
         assert statements[1] == "BEGIN IMMEDIATE"
 
     async def test_can_be_read_where_it_cannot_be_written(
-        self, db: DbContextAsync, users: UserRepositoryAsync
+        self, db: Db, users: Users
     ) -> None:
         await users.create(a_user(1))
         await db.dispose()
         read_only = f"{db.engine.url.drivername}:///file:{db.engine.url.database}?mode=ro&uri=true"
-        async with DbContextAsync(read_only) as other:
+        async with Db(read_only) as other:
             assert await names(other) == ["User 1"]
             with pytest.raises(OperationalError, match="readonly"):
-                await UserRepositoryAsync(other).create(a_user(2))
+                await Users(other).create(a_user(2))
 
-    async def test_enforces_foreign_keys_and_writes_ahead(
-        self, db: DbContextAsync
-    ) -> None:
+    async def test_enforces_foreign_keys_and_writes_ahead(self, db: Db) -> None:
         async with db.engine.connect() as connection:
             assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
             assert await connection.scalar(text("PRAGMA journal_mode")) == "wal"

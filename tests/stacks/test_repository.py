@@ -11,9 +11,9 @@ from sqlalchemy.exc import IntegrityError, InvalidRequestError, StatementError
 from sqlalchemy.orm import joinedload, selectinload
 from sqlalchemy.orm.exc import DetachedInstanceError, StaleDataError
 
-from database.context_async import DbContextAsync
+from database.context_async import DbContextAsync as Db
 from database.models import Salary, TaxAccount, UserDb
-from repositories.user_repository_async import UserRepositoryAsync
+from repositories.user_repository_async import UserRepositoryAsync as Users
 from tests.models import (
     Animal,
     Color,
@@ -42,22 +42,20 @@ SELECTIN = (selectinload(UserDb.tax_account), selectinload(UserDb.salaries))
 JOINED = (joinedload(UserDb.tax_account), joinedload(UserDb.salaries))
 
 
-async def count(db: DbContextAsync, model: Any) -> int:
+async def count(db: Db, model: Any) -> int:
     async with db.read_session() as session:
         return await session.scalar(select(func.count()).select_from(model)) or 0
 
 
 class TestCreate:
-    async def test_returns_the_row_with_its_key(
-        self, users: UserRepositoryAsync
-    ) -> None:
+    async def test_returns_the_row_with_its_key(self, users: Users) -> None:
         user = a_family()
         assert await users.create(user) is user
         assert user.version_id == 1
         assert (await read(users, user.id)).email == "user1@example.com"
 
     async def test_refuses_a_duplicate_without_showing_its_values(
-        self, db: DbContextAsync, users: UserRepositoryAsync
+        self, db: Db, users: Users
     ) -> None:
         await users.create(a_user(1))
         with pytest.raises(IntegrityError, match="hide_parameters") as caught:
@@ -66,7 +64,7 @@ class TestCreate:
         assert await names(db) == ["User 1"]
 
     async def test_refuses_a_row_that_is_stored_already(
-        self, db: DbContextAsync, users: UserRepositoryAsync
+        self, db: Db, users: Users
     ) -> None:
         stored = await users.create(a_user(1))
         with pytest.raises(InvalidRequestError, match="stored already"):
@@ -74,7 +72,7 @@ class TestCreate:
         assert await names(db) == ["User 1"]
 
     async def test_many_are_stored_together_or_not_at_all(
-        self, db: DbContextAsync, users: UserRepositoryAsync
+        self, db: Db, users: Users
     ) -> None:
         with pytest.raises(IntegrityError):
             await users.create_many([a_user(1), a_user(2), a_user(1)])
@@ -87,7 +85,7 @@ class TestCreate:
         }
 
     async def test_does_not_give_out_the_id_of_a_deleted_row(
-        self, users: UserRepositoryAsync
+        self, users: Users
     ) -> None:
         first = await users.create(a_family(1))
         await users.delete(first.id)
@@ -98,7 +96,7 @@ class TestCreate:
 
 class TestRead:
     async def test_returns_none_or_nothing_for_what_is_missing(
-        self, users: UserRepositoryAsync
+        self, users: Users
     ) -> None:
         assert await users.get_by_id(7) is None
         assert await users.get_by_email("nobody@example.com") is None
@@ -106,9 +104,7 @@ class TestRead:
         assert await users.delete(7) is False
 
     @pytest.mark.parametrize("options", [SELECTIN, JOINED])
-    async def test_loads_children_by_options(
-        self, users: UserRepositoryAsync, options: Any
-    ) -> None:
+    async def test_loads_children_by_options(self, users: Users, options: Any) -> None:
         await users.create_many([a_family(1), a_family(2)])
         page = await users.get_page(*options)
         by_id = await users.get_by_id(page[0].id, *options)
@@ -119,7 +115,7 @@ class TestRead:
             assert len(user.salaries) == 2
 
     async def test_raises_for_children_that_no_option_loaded(
-        self, users: UserRepositoryAsync
+        self, users: Users
     ) -> None:
         user = await read(users, (await users.create(a_family())).id)
         with pytest.raises(InvalidRequestError, match="lazy='raise'"):
@@ -127,9 +123,7 @@ class TestRead:
         with pytest.raises(InvalidRequestError, match="lazy='raise'"):
             print(user.tax_account)
 
-    async def test_pages_follow_the_primary_key(
-        self, users: UserRepositoryAsync
-    ) -> None:
+    async def test_pages_follow_the_primary_key(self, users: Users) -> None:
         rows = await users.create_many(a_user(n) for n in range(5))
         first = await users.get_page(limit=3)
         second = await users.get_page(after_id=first[-1].id, limit=3)
@@ -140,7 +134,7 @@ class TestRead:
 
 class TestUpdate:
     async def test_stores_changed_columns_and_counts_the_version(
-        self, db: DbContextAsync, users: UserRepositoryAsync
+        self, db: Db, users: Users
     ) -> None:
         statements: list[str] = []
         user = await users.create(a_user())
@@ -157,9 +151,7 @@ class TestUpdate:
         found = await read(users, user.id)
         assert (found.name, found.version_id, user.version_id) == ("Ada", 2, 2)
 
-    async def test_stores_the_changes_of_children(
-        self, db: DbContextAsync, users: UserRepositoryAsync
-    ) -> None:
+    async def test_stores_the_changes_of_children(self, db: Db, users: Users) -> None:
         user = await users.get_by_id((await users.create(a_family())).id, *SELECTIN)
         assert user
         user.salaries.pop(0)
@@ -172,7 +164,7 @@ class TestUpdate:
         assert [row.amount for row in found.salaries] == [Decimal("99.99"), 4]
         assert await count(db, TaxAccount) == 0
 
-    async def test_replaces_a_child(self, users: UserRepositoryAsync) -> None:
+    async def test_replaces_a_child(self, users: Users) -> None:
         for n, number in ((1, "TAX-1"), (2, "new")):
             user = await users.create(a_family(n))
             user.tax_account = TaxAccount(number=number)
@@ -184,7 +176,7 @@ class TestUpdate:
 
     @pytest.mark.parametrize("meanwhile", ["changed", "deleted"])
     async def test_refuses_a_row_that_somebody_changed_or_deleted(
-        self, db: DbContextAsync, users: UserRepositoryAsync, meanwhile: str
+        self, db: Db, users: Users, meanwhile: str
     ) -> None:
         mine = await users.create(a_family())
         if meanwhile == "deleted":
@@ -203,14 +195,12 @@ class TestUpdate:
         assert await names(db) == ([] if meanwhile == "deleted" else ["theirs"])
         assert await count(db, Salary) == (0 if meanwhile == "deleted" else 2)
 
-    async def test_refuses_a_new_row(
-        self, db: DbContextAsync, users: UserRepositoryAsync
-    ) -> None:
+    async def test_refuses_a_new_row(self, db: Db, users: Users) -> None:
         with pytest.raises(InvalidRequestError, match="is new"):
             await users.update(a_user())
         assert await names(db) == []
 
-    async def test_removes_children_of_children(self, db: DbContextAsync) -> None:
+    async def test_removes_children_of_children(self, db: Db) -> None:
         orders = OrderRepositoryAsync(db)
         order = Order(title="one", items=[Item(parts=[Part(), Part()])])
         await orders.create(order)
@@ -228,14 +218,12 @@ class TestUpdate:
 
 def update_of(row: UserDb) -> Any:
     async def work(session: Any) -> UserDb:
-        return await UserRepositoryAsync(session).update(row)
+        return await Users(session).update(row)
 
     return work
 
 
-async def test_delete_takes_the_children_along(
-    db: DbContextAsync, users: UserRepositoryAsync
-) -> None:
+async def test_delete_takes_the_children_along(db: Db, users: Users) -> None:
     first, second = await users.create_many([a_family(1), a_family(2)])
     assert await users.delete(first.id) is True
     assert await users.delete(first.id) is False
@@ -245,7 +233,7 @@ async def test_delete_takes_the_children_along(
 
 
 class TestKeys:
-    async def test_a_uuid(self, db: DbContextAsync) -> None:
+    async def test_a_uuid(self, db: Db) -> None:
         notes = NoteRepositoryAsync(db)
         rows = await notes.create_many([Note(word="a"), Note(word="b")])
         assert all(isinstance(row.id, uuid.UUID) for row in rows)
@@ -262,7 +250,7 @@ class TestKeys:
         assert await notes.get_by_id(ids[0]) is None
         assert await notes.get_by_id(uuid.uuid4()) is None
 
-    async def test_a_string(self, db: DbContextAsync) -> None:
+    async def test_a_string(self, db: Db) -> None:
         countries = CountryRepositoryAsync(db)
         await countries.create_many(
             [Country(code="NO", name="Norway"), Country(code="CH", name="Switzerland")]
@@ -272,7 +260,7 @@ class TestKeys:
         assert await countries.delete("CH") is True
         assert await countries.get_by_id("CH") is None
 
-    async def test_a_composite_key(self, db: DbContextAsync) -> None:
+    async def test_a_composite_key(self, db: Db) -> None:
         members = MembershipRepositoryAsync(db)
         await members.create_many(
             Membership(team=team, person="ada", role="lead") for team in (1, 2)
@@ -291,7 +279,7 @@ class TestKeys:
             with pytest.raises(InvalidRequestError, match="Incorrect number"):
                 await members.get_by_id(wrong)
 
-    async def test_of_joined_table_inheritance(self, db: DbContextAsync) -> None:
+    async def test_of_joined_table_inheritance(self, db: Db) -> None:
         animals, dogs = AnimalRepositoryAsync(db), DogRepositoryAsync(db)
         rex = await dogs.create(Dog(name="Rex"))
         id = rex.id
@@ -308,9 +296,7 @@ class TestKeys:
 
 
 class TestTypes:
-    async def test_a_datetime_comes_back_in_utc(
-        self, db: DbContextAsync, users: UserRepositoryAsync
-    ) -> None:
+    async def test_a_datetime_comes_back_in_utc(self, db: Db, users: Users) -> None:
         user = await users.create(a_user())
         found = await read(users, user.id)
         assert found.created_at == user.created_at
@@ -325,7 +311,7 @@ class TestTypes:
         with pytest.raises(StatementError, match="without a time zone"):
             await notes.create(Note(word="naive", seen_at=datetime(2026, 7, 1)))  # noqa: DTZ001
 
-    async def test_an_enum_is_stored_as_text(self, db: DbContextAsync) -> None:
+    async def test_an_enum_is_stored_as_text(self, db: Db) -> None:
         notes = NoteRepositoryAsync(db)
         await notes.create(Note(word="red", color=Color.RED))
         [note] = await notes.get_page()
@@ -336,9 +322,7 @@ class TestTypes:
         with pytest.raises(StatementError, match="GREEN"):
             await notes.create(Note(word="green", color=wrong))
 
-    async def test_money_is_exact_and_adds_up(
-        self, db: DbContextAsync, users: UserRepositoryAsync
-    ) -> None:
+    async def test_money_is_exact_and_adds_up(self, db: Db, users: Users) -> None:
         amounts = [Decimal("0.10"), Decimal("0.20"), Decimal("9999999999.99")]
         salaries = [Salary(amount=amount, paid_on=date.max) for amount in amounts]
         await users.create(a_user(salaries=salaries))
@@ -352,7 +336,7 @@ class TestTypes:
             Salary(amount=Decimal("1.999"))
 
     async def test_an_insert_statement_needs_no_version(
-        self, db: DbContextAsync, users: UserRepositoryAsync
+        self, db: Db, users: Users
     ) -> None:
         async with db.transaction() as session:
             await session.execute(
@@ -363,11 +347,9 @@ class TestTypes:
         assert user.created_at.tzinfo is UTC
 
 
-async def test_detached_objects_stay_readable(
-    db: DbContextAsync, users: UserRepositoryAsync
-) -> None:
+async def test_detached_objects_stay_readable(db: Db, users: Users) -> None:
     async with db.transaction() as session:
-        user = await UserRepositoryAsync(session).create(a_user())
+        user = await Users(session).create(a_user())
     assert user.name == "User 1"
     with pytest.raises((InvalidRequestError, DetachedInstanceError)):
         print(user.salaries)

@@ -13,26 +13,24 @@ from sqlalchemy import QueuePool, delete, insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from database.context_async import DbContextAsync
+from database.context_async import DbContextAsync as Db
 from database.models import UserDb
-from repositories.user_repository_async import UserRepositoryAsync
+from repositories.user_repository_async import UserRepositoryAsync as Users
 from tests.models import a_user
 from tests.stacks.repositories import names
 
 ROUNDS = 5
 
 
-def checked_out(db: DbContextAsync) -> int:
+def checked_out(db: Db) -> int:
     assert isinstance(db.engine.pool, QueuePool)
     return db.engine.pool.checkedout()
 
 
 @pytest.fixture
-async def db(url: str) -> AsyncIterator[DbContextAsync]:
+async def db(url: str) -> AsyncIterator[Db]:
     """Yield a context whose pool would soon be empty if a connection were lost."""
-    async with DbContextAsync(
-        url, pool_size=2, max_overflow=0, pool_timeout=10
-    ) as context:
+    async with Db(url, pool_size=2, max_overflow=0, pool_timeout=10) as context:
         yield context
         async with asyncio.timeout(10):
             while checked_out(context):  # noqa: ASYNC110 - the pool has no event
@@ -41,19 +39,17 @@ async def db(url: str) -> AsyncIterator[DbContextAsync]:
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")
 class TestTwoTasksInOneTransaction:
-    async def test_gathered_calls_raise_and_store_nothing(
-        self, db: DbContextAsync
-    ) -> None:
+    async def test_gathered_calls_raise_and_store_nothing(self, db: Db) -> None:
         for _ in range(ROUNDS):
             with pytest.raises((SQLAlchemyError, RuntimeError)):
                 async with asyncio.timeout(30), db.transaction() as session:
-                    users = UserRepositoryAsync(session)
+                    users = Users(session)
                     await asyncio.gather(*(users.create(a_user(n)) for n in range(3)))
             assert await names(db) == []
 
     @pytest.mark.parametrize("error", [None, ZeroDivisionError])
     async def test_tasks_that_outlive_the_block_leave_nothing_half_stored(
-        self, db: DbContextAsync, error: type[Exception] | None
+        self, db: Db, error: type[Exception] | None
     ) -> None:
         if db.engine.dialect.driver == "asyncmy":
             pytest.skip("asyncmy never answers if two tasks use one connection")
@@ -63,7 +59,7 @@ class TestTwoTasksInOneTransaction:
                 if over:
                     return
                 with suppress(Exception):  # it is refused in many ways
-                    await UserRepositoryAsync(session).create(a_user(n))
+                    await Users(session).create(a_user(n))
                 await asyncio.sleep(0)
 
         for _ in range(ROUNDS):
@@ -85,13 +81,13 @@ class TestTwoTasksInOneTransaction:
                 await session.execute(delete(UserDb))
 
     async def test_a_statement_that_still_runs_keeps_the_block_from_committing(
-        self, db: DbContextAsync
+        self, db: Db
     ) -> None:
         for steps in range(ROUNDS):
             is_committed = False
             with suppress(SQLAlchemyError, RuntimeError):
                 async with asyncio.timeout(30), db.transaction() as session:
-                    await UserRepositoryAsync(session).create(a_user(steps))
+                    await Users(session).create(a_user(steps))
                     statement = insert(UserDb).values(name="late", email=f"{steps}")
                     task = asyncio.create_task(session.execute(statement))
                     for _ in range(steps):
@@ -131,11 +127,11 @@ class Interrupted:
 @pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
 @pytest.mark.parametrize("canceller", ["asyncio", "AnyIO"])
 async def test_a_transaction_cancelled_at_any_step_is_stored_whole_or_not_at_all(
-    db: DbContextAsync, canceller: str
+    db: Db, canceller: str
 ) -> None:
     async def work(n: int) -> None:
         async with db.transaction() as session:
-            users = UserRepositoryAsync(session)
+            users = Users(session)
             await users.create(a_user(2 * n))
             async with session.begin_nested():
                 await users.get_page(limit=1)

@@ -16,9 +16,9 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy.orm import selectinload
 from sqlalchemy.orm.exc import StaleDataError
 
-from database.context_async import DbContextAsync
+from database.context_async import DbContextAsync as Db
 from database.models import Salary, TaxAccount, UserDb
-from repositories.user_repository_async import UserRepositoryAsync
+from repositories.user_repository_async import UserRepositoryAsync as Users
 from tests.conftest import DRIVERS_ASYNC
 from tests.models import a_family, a_user
 from tests.stacks.repositories import names, read
@@ -34,23 +34,21 @@ EVERYTHING = (selectinload(UserDb.tax_account), selectinload(UserDb.salaries))
 
 
 class TestTransaction:
-    async def test_is_committed_at_the_end_of_the_block(
-        self, db: DbContextAsync
-    ) -> None:
+    async def test_is_committed_at_the_end_of_the_block(self, db: Db) -> None:
         async with db.transaction() as session:
             session.add(a_user(1))
-            await UserRepositoryAsync(session).create(a_user(2))
+            await Users(session).create(a_user(2))
         assert await names(db) == ["User 1", "User 2"]
 
-    async def test_is_rolled_back_if_the_block_raises(self, db: DbContextAsync) -> None:
+    async def test_is_rolled_back_if_the_block_raises(self, db: Db) -> None:
         with pytest.raises(ZeroDivisionError):
             async with db.transaction() as session:
-                await UserRepositoryAsync(session).create(a_user())
+                await Users(session).create(a_user())
                 raise ZeroDivisionError
         assert await names(db) == []
 
     async def test_may_break_a_loop_and_catch_no_result_found(
-        self, db: DbContextAsync, users: UserRepositoryAsync
+        self, db: Db, users: Users
     ) -> None:
         await users.create_many([a_user(1), a_user(2)])
         async with db.transaction() as session:
@@ -61,9 +59,7 @@ class TestTransaction:
                 (await session.scalars(select(UserDb).filter_by(name="nobody"))).one()
         assert await names(db) == ["first", "User 2"]
 
-    async def test_may_be_committed_or_rolled_back_early(
-        self, db: DbContextAsync
-    ) -> None:
+    async def test_may_be_committed_or_rolled_back_early(self, db: Db) -> None:
         async with db.transaction() as session:
             session.add(a_user(1))
             await session.commit()
@@ -75,7 +71,7 @@ class TestTransaction:
         assert await names(db) == ["User 1", "User 3"]
 
     async def test_raises_after_a_failed_flush_was_caught(
-        self, db: DbContextAsync, users: UserRepositoryAsync
+        self, db: Db, users: Users
     ) -> None:
         await users.create(a_user(1))
         for method in (users.writing, db.transaction):
@@ -83,11 +79,11 @@ class TestTransaction:
                 async with method() as session:
                     session.add(a_user(2))
                     with suppress(IntegrityError):
-                        await UserRepositoryAsync(session).create(a_user(1))
+                        await Users(session).create(a_user(1))
         assert await names(db) == ["User 1"]
 
     async def test_after_a_failed_statement_was_caught(
-        self, db: DbContextAsync, users: UserRepositoryAsync
+        self, db: Db, users: Users
     ) -> None:
         """PostgreSQL would silently roll back. The others store the rest."""
         await users.create(a_user(1))
@@ -102,7 +98,7 @@ class TestTransaction:
             pass  # the connection has forgotten the failure
 
     async def test_goes_on_after_a_savepoint_that_failed(
-        self, db: DbContextAsync, users: UserRepositoryAsync
+        self, db: Db, users: Users
     ) -> None:
         await users.create(a_user(1))
         for statement in (DUPLICATE, None):
@@ -111,13 +107,11 @@ class TestTransaction:
                     async with session.begin_nested():
                         if statement is not None:
                             await session.execute(statement)
-                        await UserRepositoryAsync(session).create(a_user(1))
+                        await Users(session).create(a_user(1))
                 session.add(a_user(2, email=f"{statement}"))
         assert await names(db) == ["User 1", "User 2", "User 2"]
 
-    async def test_refuses_its_session_after_the_block(
-        self, db: DbContextAsync
-    ) -> None:
+    async def test_refuses_its_session_after_the_block(self, db: Db) -> None:
         async with db.transaction() as session:
             pass
         async with db.read_session() as read_session:
@@ -126,12 +120,10 @@ class TestTransaction:
             with pytest.raises(InvalidRequestError, match="closed"):
                 await closed.execute(select(UserDb))
 
-    async def test_loads_what_later_options_ask_for(
-        self, db: DbContextAsync, users: UserRepositoryAsync
-    ) -> None:
+    async def test_loads_what_later_options_ask_for(self, db: Db, users: Users) -> None:
         id = (await users.create(a_family())).id
         async with db.transaction() as session:
-            users = UserRepositoryAsync(session)
+            users = Users(session)
             user = await read(users, id)
             await users.get_by_id(id, selectinload(UserDb.salaries))
             assert len(user.salaries) == 2
@@ -143,18 +135,18 @@ class TestTransaction:
         self, url: str
     ) -> None:
         """A foreign key that is checked by COMMIT alone."""
-        async with DbContextAsync(url, pool_size=1, max_overflow=0) as db:
+        async with Db(url, pool_size=1, max_overflow=0) as db:
             with pytest.raises(IntegrityError):
                 async with db.transaction() as session:
                     await session.execute(text(DEFERRED_FOREIGN_KEY))
                     session.add(a_user(1))
                     await session.flush()
                     await session.execute(text("INSERT INTO late VALUES (1, -1)"))
-            await UserRepositoryAsync(db).create(a_user(2))
+            await Users(db).create(a_user(2))
             assert await names(db) == ["User 2"]
 
     async def test_errors_of_third_party_code_on_the_engine_are_its_own(
-        self, db: DbContextAsync, users: UserRepositoryAsync
+        self, db: Db, users: Users
     ) -> None:
         await users.create(a_user(1))
         if db.engine.dialect.name != "postgresql":
@@ -179,7 +171,7 @@ EDITS: dict[str, Callable[[Any], object]] = {
 }
 
 
-async def contents(db: DbContextAsync) -> list[Any]:
+async def contents(db: Db) -> list[Any]:
     """Return what is stored in the demo's tables."""
     async with db.read_session() as session:
         rows = [
@@ -192,7 +184,7 @@ async def contents(db: DbContextAsync) -> list[Any]:
 class TestObjects:
     @pytest.mark.parametrize("mine", EDITS)
     async def test_a_stale_one_is_refused_in_a_savepoint_and_not_stored_later(
-        self, db: DbContextAsync, users: UserRepositoryAsync, mine: str
+        self, db: Db, users: Users, mine: str
     ) -> None:
         me = await users.create(a_family())
         they = await users.get_by_id(me.id, *EVERYTHING)
@@ -205,19 +197,19 @@ class TestObjects:
         async with db.transaction() as session:
             with pytest.raises(StaleDataError):
                 async with session.begin_nested():
-                    await UserRepositoryAsync(session).update(me)
+                    await Users(session).update(me)
         assert await contents(db) == before
         with pytest.raises(InvalidRequestError, match="read it again"):
             await users.update(me)
 
     async def test_created_again_after_a_rollback_with_children(
-        self, db: DbContextAsync, users: UserRepositoryAsync
+        self, db: Db, users: Users
     ) -> None:
         family = a_family()
         for _ in range(2):
             with pytest.raises(ZeroDivisionError):
                 async with db.transaction() as session:
-                    await UserRepositoryAsync(session).create(family)
+                    await Users(session).create(family)
                     raise ZeroDivisionError
             with pytest.raises(InvalidRequestError, match="is new"):
                 await users.update(family)
@@ -227,9 +219,7 @@ class TestObjects:
         assert stored.tax_account
         assert [salary.amount for salary in stored.salaries] == [1, 2]
 
-    async def test_an_expired_one_is_refused(
-        self, db: DbContextAsync, users: UserRepositoryAsync
-    ) -> None:
+    async def test_an_expired_one_is_refused(self, db: Db, users: Users) -> None:
         user, other = await users.create_many([a_user(1), a_user(2)])
         user.name = "changed"
         user.email = other.email
@@ -239,12 +229,10 @@ class TestObjects:
             await users.update(user)
         assert await names(db) == ["User 1", "User 2"]
 
-    async def test_work_in_a_session_that_is_not_the_contexts(
-        self, db: DbContextAsync
-    ) -> None:
+    async def test_work_in_a_session_that_is_not_the_contexts(self, db: Db) -> None:
         """Its objects expire with each commit, and load again."""
         async with async_sessionmaker(db.engine)() as session:
-            users = UserRepositoryAsync(session)
+            users = Users(session)
             user = await users.create(a_user())
             await session.commit()
             await users.update(user)
@@ -255,10 +243,8 @@ class TestObjects:
             await session.commit()
         assert await names(db) == ["changed"]
 
-    async def test_a_method_of_ones_own_is_one_transaction(
-        self, db: DbContextAsync
-    ) -> None:
-        class People(UserRepositoryAsync):
+    async def test_a_method_of_ones_own_is_one_transaction(self, db: Db) -> None:
+        class People(Users):
             async def create_pair(self, *rows: UserDb) -> None:
                 async with self.writing() as session:
                     people = type(self)(session)
@@ -274,9 +260,7 @@ class TestObjects:
 
 
 class TestReadSession:
-    async def test_refuses_to_write(
-        self, db: DbContextAsync, users: UserRepositoryAsync
-    ) -> None:
+    async def test_refuses_to_write(self, db: Db, users: Users) -> None:
         user = await users.create(a_user())
         for statement in (
             insert(UserDb).values(name="2", email="2"),
@@ -295,9 +279,7 @@ class TestReadSession:
                     await getattr(session, end)()
         assert await names(db) == ["User 1"]
 
-    async def test_keeps_its_objects_readable(
-        self, db: DbContextAsync, users: UserRepositoryAsync
-    ) -> None:
+    async def test_keeps_its_objects_readable(self, db: Db, users: Users) -> None:
         await users.create(a_user())
         async with db.read_session() as session:
             user = (await session.scalars(select(UserDb))).one()
@@ -308,12 +290,12 @@ class TestReadSession:
 class TestRunTransaction:
     @pytest.mark.parametrize("attempts", [1, 3])
     async def test_repeats_a_stale_update_and_no_more_than_asked(
-        self, db: DbContextAsync, users: UserRepositoryAsync, attempts: int
+        self, db: Db, users: Users, attempts: int
     ) -> None:
         async def work(session: Any) -> None:
             calls.append(1)
             session.add(a_user(2))
-            await UserRepositoryAsync(session).update(stale.pop())
+            await Users(session).update(stale.pop())
 
         calls: list[int] = []
         user = await users.create(a_user(1))
@@ -327,7 +309,7 @@ class TestRunTransaction:
         assert await names(db) == ["changed"]
 
     async def test_returns_the_result_of_the_attempt_that_succeeds(
-        self, db: DbContextAsync
+        self, db: Db
     ) -> None:
         async def work(session: Any) -> int:
             calls.append(1)
@@ -341,7 +323,7 @@ class TestRunTransaction:
         assert await names(db) == ["User 2"]
 
     async def test_does_not_repeat_what_cannot_succeed(
-        self, db: DbContextAsync, users: UserRepositoryAsync
+        self, db: Db, users: Users
     ) -> None:
         async def work(session: Any) -> None:
             calls.append(1)
