@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from select import select
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from threading import Thread
@@ -36,9 +36,10 @@ class Connection(BaseRequestHandler):
             client_spoke_last = False
             while True:
                 for end in select(others, [], [])[0]:
-                    # A client that is killed resets its connection.
-                    with suppress(ConnectionError):
+                    try:
                         data = end.recv(65536)
+                    except ConnectionError:  # a client that is killed resets it
+                        return
                     if not data:
                         return
                     if end is client and not client_spoke_last:

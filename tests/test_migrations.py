@@ -88,6 +88,7 @@ class Project:
 
     def alembic(self, *commands: str) -> str:
         """Run alembic commands that succeed. Return what the last one printed."""
+        printed = ""
         for command in commands:
             printed, _ = self.start(command).wait()
         return printed

@@ -124,7 +124,8 @@ async def edit_user(id: Id, form: EditForm, users: Users) -> UserDb:
 
 @app.delete("/users/{id}", status_code=204)
 async def delete_user(id: Id, users: Users) -> None:
-    await users.delete(id) or not_found()
+    if not await users.delete(id):
+        not_found()
 
 
 def not_found() -> NoReturn:
