@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -26,6 +26,7 @@ SQLITE_ASYNC, SERVERS_ASYNC = DRIVERS_ASYNC[:1], DRIVERS_ASYNC[1:]
 MYSQL_ASYNC = DRIVERS_ASYNC[3:]
 SYNC_DRIVERS = dict(zip(["sqlite", "postgresql", "mysql"], DRIVERS, strict=True))
 NO_MARIADB = "Install MariaDB's server: apt-get install mariadb-server, for example"
+type NewUrl = Callable[[str], str]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -68,12 +69,12 @@ def mariadb() -> Iterator[Server]:
 
 
 @pytest.fixture
-def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
+def new_url(request: Any, tmp_path_factory: Any) -> NewUrl:
     """Return a function that makes an empty database and returns its URL."""
 
     def make(driver: str) -> str:
         if driver.startswith("sqlite"):
-            return f"{driver}:///{tmp_path}/{os.urandom(4).hex()}.db"
+            return f"{driver}:///{tmp_path_factory.mktemp('sqlite')}/new.db"
         name = "postgres" if driver.startswith("postgres") else "mariadb"
         server: Server = request.getfixturevalue(name)
         return server.url(driver, server.create_database())
@@ -83,7 +84,7 @@ def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], s
 
 @pytest.fixture(scope="session")
 def kept() -> Iterator[dict[str, DbContext]]:
-    """Keep one database with tables for each server. Creating tables is slow there."""
+    """Keep one database with tables for each backend. Creating tables is slow."""
     contexts: dict[str, DbContext] = {}
     yield contexts
     for db in contexts.values():

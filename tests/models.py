@@ -46,13 +46,14 @@ class Counter(Versioned, Own):
 
 
 class Country(Versioned, Own):
-    """A model with a string as its key, and a constraint of its own."""
+    """A model with a string as its key, a constraint and a version of its own."""
 
     __tablename__ = "countries"
     __table_args__ = (UniqueConstraint("name"),)
 
     code: Mapped[str] = mapped_column(String(2), primary_key=True)
     name: Mapped[str] = mapped_column(String(100))
+    version: Mapped[str | None] = mapped_column(String(20))
 
 
 class Membership(Versioned, Own):

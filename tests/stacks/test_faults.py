@@ -15,22 +15,14 @@ from sqlalchemy.exc import (
     OperationalError,
     PendingRollbackError,
 )
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from database.context import DbContext as AnyContext
-from database.context_async import DbContextAsync as Db
 from database.models import UserDb
-from repositories.user_repository_async import UserRepositoryAsync as Users
 from tests.conftest import MYSQL_ASYNC, SERVERS_ASYNC, SQLITE_ASYNC, SYNC_DRIVERS
 from tests.models import a_family, a_user
 from tests.servers import Server
-from tests.stacks.repositories import names, read
-
-CONNECTION_ID = {
-    "postgresql": "SELECT pg_backend_pid()",
-    "mysql": "SELECT CONNECTION_ID()",
-    "mariadb": "SELECT CONNECTION_ID()",
-}
-
+from tests.stacks.helpers import Db, Users, names, read, statements_of
 
 on_a_server = pytest.mark.parametrize("url", SERVERS_ASYNC, indirect=True)
 on_mysql = pytest.mark.parametrize("url", MYSQL_ASYNC, indirect=True)
@@ -40,91 +32,89 @@ on_sqlite = pytest.mark.parametrize("url", SQLITE_ASYNC, indirect=True)
 @pytest.fixture
 def server(url: str) -> Iterator[Connection]:
     """Yield a connection to look at the database and to disturb it."""
-    backend = make_url(url).get_backend_name()
-    other = make_url(url).set(drivername=SYNC_DRIVERS[backend])
-    with (
-        AnyContext(other, isolation_level="AUTOCOMMIT") as context,
-        context.engine.connect() as connection,
-    ):
+    other = make_url(url).set(drivername=SYNC_DRIVERS[url.partition("+")[0]])
+    context = AnyContext(other, isolation_level="AUTOCOMMIT")
+    with context, context.engine.connect() as connection:
         yield connection
 
 
 def hang_up(server: Connection, connection: Any) -> None:
     """Close a connection from the server's side, and wait until it is closed."""
-    id = connection.scalar(text(CONNECTION_ID[server.dialect.name]))
     if server.dialect.name == "postgresql":
+        id = connection.scalar(text("SELECT pg_backend_pid()"))
         server.scalar(text(f"SELECT pg_terminate_backend({id}, 5000)"))
     else:
+        id = connection.scalar(text("SELECT CONNECTION_ID()"))
         server.execute(text(f"KILL {id}"))
-        while id in server.scalars(
-            text("SELECT id FROM information_schema.processlist")
-        ):
+        processes = text("SELECT id FROM information_schema.processlist")
+        while id in server.scalars(processes):
             time.sleep(0.01)
 
 
 @on_a_server
-class TestServer:
-    async def test_may_restart_while_connections_are_idle(
-        self, db: Db, server: Connection, request: pytest.FixtureRequest
-    ) -> None:
-        name = "postgres" if server.dialect.name == "postgresql" else "mariadb"
-        running: Server = request.getfixturevalue(name)
-        async with Db(db.engine.url) as other:
-            users, others = Users(db), Users(other)
-            await users.get_page()
-            await others.get_page()
-            await asyncio.sleep(1.1)
-            running.stop()
-            running.start()
-            assert await users.get_page() == []
-            await others.create(a_user())
-        assert await names(db) == ["User 1"]
+async def test_the_server_may_restart_while_connections_are_idle(
+    db: Db, server: Connection, request: pytest.FixtureRequest
+) -> None:
+    name = "postgres" if server.dialect.name == "postgresql" else "mariadb"
+    running: Server = request.getfixturevalue(name)
+    async with Db(db.engine.url) as other:
+        users, others = Users(db), Users(other)
+        await users.get_page()
+        await others.get_page()
+        await asyncio.sleep(1.1)
+        running.stop()
+        running.start()
+        assert await users.get_page() == []
+        await others.create(a_user())
+    assert await names(db) == ["User 1"]
 
-    @pytest.mark.parametrize("caught", [False, True])
-    async def test_that_hangs_up_in_a_transaction_stores_nothing(
-        self, db: Db, server: Connection, caught: bool
-    ) -> None:
-        with pytest.raises((DBAPIError, PendingRollbackError)):
-            async with db.transaction() as session:
-                session.add(a_user(1))
-                await session.flush()
-                await session.run_sync(lambda s: hang_up(server, s.connection()))
-                with suppress(*[DBAPIError] * caught):
-                    await session.execute(select(UserDb))
-                session.add(a_user(2))
-        assert await names(db) == []
-        assert "Connections in pool" in db.engine.pool.status()
 
-    async def test_that_hangs_up_before_commit_makes_the_transaction_run_again(
-        self, db: Db, server: Connection
-    ) -> None:
-        async def work(session: Any) -> None:
-            attempts.append(1)
-            await session.execute(select(UserDb))
-            if len(attempts) == 1:
-                await session.run_sync(lambda s: hang_up(server, s.connection()))
-            session.add(a_user(len(attempts)))
+@on_a_server
+@pytest.mark.parametrize("caught", [False, True])
+async def test_a_server_that_hangs_up_in_a_transaction_stores_nothing(
+    db: Db, server: Connection, caught: bool
+) -> None:
+    with pytest.raises((DBAPIError, PendingRollbackError)):
+        async with db.transaction() as session:
+            await Users(session).create(a_user(1))
+            await session.run_sync(lambda s: hang_up(server, s.connection()))
+            with suppress(*[DBAPIError] * caught):
+                await session.execute(select(UserDb))
+            session.add(a_user(2))
+    assert await names(db) == []
 
-        attempts: list[int] = []
+
+@on_a_server
+async def test_a_server_that_hangs_up_before_commit_makes_it_run_again(
+    db: Db, server: Connection
+) -> None:
+    async def work(session: AsyncSession) -> None:
+        attempts.append(1)
+        if len(attempts) == 1:
+            await session.run_sync(lambda s: hang_up(server, s.connection()))
+        session.add(a_user(len(attempts)))
+
+    attempts: list[int] = []
+    await db.run_transaction(work)
+    assert await names(db) == ["User 2"]
+
+
+@on_a_server
+async def test_a_server_that_hangs_up_during_commit_is_told_and_not_repeated(
+    db: Db, server: Connection
+) -> None:
+    async def work(session: AsyncSession) -> None:
+        attempts.append(1)
+        session.add(a_user())
+
+    @event.listens_for(db.engine.sync_engine, "commit")
+    def interrupt(connection: Connection) -> None:
+        hang_up(server, connection)
+
+    attempts: list[int] = []
+    with pytest.raises(DBAPIError):
         await db.run_transaction(work)
-        assert await names(db) == ["User 2"]
-
-    async def test_that_hangs_up_during_commit_is_told_and_not_repeated(
-        self, db: Db, server: Connection
-    ) -> None:
-        async def work(session: Any) -> None:
-            attempts.append(1)
-            session.add(a_user())
-
-        attempts: list[int] = []
-        event.listen(
-            db.engine.sync_engine,
-            "commit",
-            lambda connection: hang_up(server, connection),
-        )
-        with pytest.raises(DBAPIError):
-            await db.run_transaction(work)
-        assert len(attempts) == 1
+    assert len(attempts) == 1
 
 
 def rename(user: UserDb, name: str) -> Update:
@@ -136,13 +126,9 @@ class Rival:
 
     def __init__(self, server: Connection) -> None:
         self.server, self.thread = server, ThreadPoolExecutor(1)
-        self.connection = server.engine.connect().execution_options(
-            isolation_level="READ COMMITTED"
-        )
+        self.connection = server.engine.connect()
+        self.connection.execution_options(isolation_level="READ COMMITTED")
         self.waiting = Future[Any]()
-
-    def change(self, user: UserDb) -> None:
-        self.connection.execute(rename(user, "rival"))
 
     def provoke(self, first: UserDb, second: UserDb) -> None:
         """Lock the second row, and wait for the first one."""
@@ -152,8 +138,9 @@ class Rival:
             self.connection.execute(text("SET deadlock_timeout = '1h'"))
         many = [{"name": "rival", "email": str(n)} for n in range(50)]
         self.connection.execute(insert(UserDb), many)  # MySQL gives up the smaller one
-        self.change(second)
-        self.waiting = self.thread.submit(self.change, first)
+        self.connection.execute(rename(second, "rival"))
+        wait = rename(first, "rival")
+        self.waiting = self.thread.submit(self.connection.execute, wait)
         while not self.server.scalar(text(f"SELECT count(*) FROM {waiting}")):
             time.sleep(0.2)  # MariaDB repeats its answer for 0.1 seconds
 
@@ -170,120 +157,105 @@ def rival(server: Connection) -> Iterator[Rival]:
     rival.thread.shutdown()
 
 
-class TestDeadlock:
-    @on_a_server
-    async def test_makes_the_transaction_run_again(
-        self, db: Db, users: Users, rival: Rival
-    ) -> None:
-        async def work(session: Any) -> None:
-            attempts.append(1)
-            if len(attempts) == 2:
-                rival.give_way()
-            session.add(a_user(3))
+@on_a_server
+async def test_a_deadlock_makes_the_transaction_run_again(
+    db: Db, users: Users, rival: Rival
+) -> None:
+    async def work(session: AsyncSession) -> None:
+        attempts.append(1)
+        if len(attempts) == 2:
+            rival.give_way()
+        session.add(a_user(3))
+        await session.execute(rename(one, "mine"))
+        if len(attempts) == 1:
+            rival.provoke(one, two)
+        async with session.begin_nested():
+            await session.execute(rename(two, "mine"))
+
+    attempts: list[int] = []
+    one, two = await users.create_many([a_user(1), a_user(2)])
+    await db.run_transaction(work)
+    assert len(attempts) == 2
+    assert await names(db) == ["mine", "mine", "User 3"]
+
+
+@on_mysql
+@pytest.mark.parametrize("place", ["in a savepoint", "outside"])
+async def test_a_deadlock_that_is_caught_stores_nothing_on_mysql(
+    db: Db, users: Users, rival: Rival, place: str
+) -> None:
+    """MySQL has rolled back the whole transaction, not the savepoint alone."""
+    one, two = await users.create_many([a_user(1), a_user(2)])
+    with pytest.raises((DBAPIError, InvalidRequestError)):
+        async with db.transaction() as session:
             await session.execute(rename(one, "mine"))
-            if len(attempts) == 1:
-                rival.provoke(one, two)
-            async with session.begin_nested():
-                await session.execute(rename(two, "mine"))
-
-        attempts: list[int] = []
-        one, two = await users.create_many([a_user(1), a_user(2)])
-        await db.run_transaction(work)
-        assert len(attempts) == 2
-        assert await names(db) == ["mine", "mine", "User 3"]
-
-    @on_mysql
-    @pytest.mark.parametrize("place", ["in a savepoint", "outside"])
-    async def test_that_is_caught_stores_nothing_on_mysql(
-        self,
-        db: Db,
-        users: Users,
-        rival: Rival,
-        place: str,
-    ) -> None:
-        """MySQL has rolled back the whole transaction, not the savepoint alone."""
-        one, two = await users.create_many([a_user(1), a_user(2)])
-        with pytest.raises((DBAPIError, InvalidRequestError)):
-            async with db.transaction() as session:
-                await session.execute(rename(one, "mine"))
-                rival.provoke(one, two)
-                with suppress(DBAPIError):
-                    if place == "outside":
-                        await session.execute(rename(two, "mine"))
-                    else:
-                        async with session.begin_nested():
-                            await session.execute(rename(two, "mine"))
-                session.add(a_user(3))
-        rival.give_way()
-        assert await names(db) == ["User 1", "User 2"]
+            rival.provoke(one, two)
+            with suppress(DBAPIError):
+                if place == "outside":
+                    await session.execute(rename(two, "mine"))
+                async with session.begin_nested():
+                    await session.execute(rename(two, "mine"))
+            session.add(a_user(3))
+    rival.give_way()
+    assert await names(db) == ["User 1", "User 2"]
 
 
 FILL = "INSERT INTO users (name, email, created_at) VALUES ('x', :email, '2026-01-01')"
 
 
 @on_sqlite
-class TestSQLite:
-    @pytest.mark.parametrize("caught", [False, True])
-    async def test_with_a_full_disk_stores_nothing(
-        self, url: str, caught: bool
-    ) -> None:
-        """SQLite ends the transaction. Later statements would be stored alone."""
-        async with Db(url, pool_size=1, max_overflow=0) as db:
-            with pytest.raises((OperationalError, PendingRollbackError)) as told:
-                async with db.transaction() as session:
-                    session.add(a_user(1))
-                    await session.flush()
-                    await session.execute(text("PRAGMA max_page_count = 1"))
-                    with suppress(*[DBAPIError] * caught):
-                        for n in range(1000):
-                            await session.execute(text(FILL), {"email": f"{n:0200}"})
-                    session.add(a_user(2))
-            assert caught or "full" in str(told.value)
-            assert await names(db) == []
+@pytest.mark.parametrize("caught", [False, True])
+async def test_a_full_disk_stores_nothing(url: str, caught: bool) -> None:
+    """SQLite ends the transaction. Later statements would be stored alone."""
+    async with Db(url, pool_size=1, max_overflow=0) as db:
+        with pytest.raises((OperationalError, PendingRollbackError)) as told:
+            async with db.transaction() as session:
+                await Users(session).create(a_user(1))
+                await session.execute(text("PRAGMA max_page_count = 1"))
+                with suppress(*[DBAPIError] * caught):
+                    for n in range(1000):
+                        await session.execute(text(FILL), {"email": f"{n:0200}"})
+                session.add(a_user(2))
+        assert caught or "full" in str(told.value)
+        assert await names(db) == []
 
-    async def test_waits_for_the_lock_if_a_transaction_reads_first(
-        self, db: Db, users: Users
-    ) -> None:
-        """Without BEGIN IMMEDIATE it fails at once: "database is locked"."""
-        user = await users.create(a_user(1))
-        async with db.transaction() as session:
-            found = await read(Users(session), user.id)
-            async with Db(db.engine.url, connect_args={"timeout": 0.01}) as other:
-                with pytest.raises(OperationalError, match="locked"):
-                    await Users(other).create(a_user(2))
-                with pytest.raises(OperationalError, match="locked"):
-                    async with other.transaction():
-                        pass
-                assert await names(other) == ["User 1"], "readers do not wait"
-            found.name = "changed"
-        assert await names(db) == ["changed"]
 
-    async def test_takes_the_lock_before_it_removes_children(
-        self, db: Db, users: Users
-    ) -> None:
-        statements: list[str] = []
-        user = await users.create(a_family())
-        event.listen(
-            db.engine.sync_engine,
-            "before_cursor_execute",
-            lambda *args: statements.append(args[2]),
-        )
-        user.salaries.pop()
-        await users.update(user)
-        assert statements[1] == "BEGIN IMMEDIATE"
+@on_sqlite
+async def test_a_transaction_that_reads_first_locks_the_file(
+    db: Db, users: Users
+) -> None:
+    """Without BEGIN IMMEDIATE its write fails at once: "database is locked"."""
+    user = await users.create(a_user(1))
+    impatient = Db(db.engine.url, connect_args={"timeout": 0.01})
+    async with impatient, db.transaction() as session:
+        found = await read(Users(session), user.id)
+        with pytest.raises(OperationalError, match="locked"):
+            await Users(impatient).create(a_user(2))
+        with pytest.raises(OperationalError, match="locked"):
+            async with impatient.transaction():
+                pass
+        assert await names(impatient) == ["User 1"], "readers do not wait"
+        found.name = "changed"
+    assert await names(db) == ["changed"]
 
-    async def test_can_be_read_where_it_cannot_be_written(
-        self, db: Db, users: Users
-    ) -> None:
-        await users.create(a_user(1))
-        await db.dispose()
-        read_only = f"{db.engine.url.drivername}:///file:{db.engine.url.database}?mode=ro&uri=true"
-        async with Db(read_only) as other:
-            assert await names(other) == ["User 1"]
-            with pytest.raises(OperationalError, match="readonly"):
-                await Users(other).create(a_user(2))
 
-    async def test_enforces_foreign_keys_and_writes_ahead(self, db: Db) -> None:
-        async with db.engine.connect() as connection:
-            assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
-            assert await connection.scalar(text("PRAGMA journal_mode")) == "wal"
+@on_sqlite
+async def test_an_update_locks_the_file_before_it_removes_children(
+    db: Db, users: Users
+) -> None:
+    user = await users.create(a_family())
+    statements = statements_of(db)
+    user.salaries.pop()
+    await users.update(user)
+    assert statements[1] == "BEGIN IMMEDIATE"
+
+
+@on_sqlite
+async def test_a_file_that_is_read_only_can_be_read(db: Db, users: Users) -> None:
+    await users.create(a_user(1))
+    await db.dispose()
+    url = f"{db.engine.url.drivername}:///file:{db.engine.url.database}"
+    async with Db(f"{url}?mode=ro&uri=true") as other:
+        assert await names(other) == ["User 1"]
+        with pytest.raises(OperationalError, match="readonly"):
+            await Users(other).create(a_user(2))

@@ -18,7 +18,7 @@ from database.models import UserDb
 from repositories.user_repository_async import UserRepositoryAsync as Users
 from tests.conftest import DRIVERS_ASYNC
 from tests.models import a_user
-from tests.stacks.repositories import names
+from tests.stacks.helpers import names
 
 ROUNDS = 5
 NOT_ASYNCMY = [driver for driver in DRIVERS_ASYNC if driver != "mysql+asyncmy"]
