@@ -1,7 +1,4 @@
-"""More than one machine: Galera, a standby, PgBouncer and forked workers.
-
-A write is acknowledged when run_transaction() returns. It must be stored exactly once.
-"""
+"""More than one machine: what run_transaction() acknowledges is stored exactly once."""
 
 import asyncio
 import getpass
@@ -24,11 +21,10 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from database.context import DbContext
 from database.context_async import DbContextAsync
-from tests.conftest import DRIVERS, SYNC_DRIVERS, missing, running
+from tests.conftest import DRIVERS, SYNC_DRIVERS, NewUrl, missing, running
 from tests.models import Counter, Note, Own
 from tests.servers import MariaDB, Postgres, Server, free_port
 
-type NewUrl = Callable[[str], str]
 GALERA = next(Path("/usr").glob("lib*/**/libgalera_smm.so"), None)
 POOLED: dict[str, dict[str, object]] = {
     "asyncpg": {"statement_cache_size": 0, "prepared_statement_cache_size": 0},
@@ -89,8 +85,9 @@ class PgBouncer(Postgres):
         self.run_as = server.run_as
         folder.write_text(
             f"[databases]\n* = host=127.0.0.1 port={server.port} user=postgres\n"
-            f"[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={self.port}\nunix_socket_dir=\n"
-            "auth_type=any\npool_mode=transaction\ndefault_pool_size=4\n"
+            f"[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={self.port}\n"
+            "unix_socket_dir=\nauth_type=any\n"
+            "pool_mode=transaction\ndefault_pool_size=4\n"
         )
 
     def command(self) -> list[str]:
@@ -206,7 +203,7 @@ def fork_four(read: Callable[[int], int]) -> None:
     workers = []
     for number in range(2, 6):
         workers.append(os.fork())
-        if workers[-1] == 0:
+        if not workers[-1]:
             signal.alarm(30)  # ends a worker that hangs
             try:
                 os._exit(read(number) != 100 * number)

@@ -121,7 +121,7 @@ def rename(user: UserDb, name: str) -> Update:
     return update(UserDb).where(UserDb.id == user.id).values(name=name)
 
 
-class Rival:
+class Competitor:
     """A transaction that makes the second statement of another one a deadlock."""
 
     def __init__(self, server: Connection) -> None:
@@ -136,10 +136,10 @@ class Rival:
         if self.server.dialect.name == "postgresql":
             waiting = "pg_locks WHERE NOT granted"
             self.connection.execute(text("SET deadlock_timeout = '1h'"))
-        many = [{"name": "rival", "email": str(n)} for n in range(50)]
+        many = [{"name": "competitor", "email": str(n)} for n in range(50)]
         self.connection.execute(insert(UserDb), many)  # MySQL gives up the smaller one
-        self.connection.execute(rename(second, "rival"))
-        wait = rename(first, "rival")
+        self.connection.execute(rename(second, "competitor"))
+        wait = rename(first, "competitor")
         self.waiting = self.thread.submit(self.connection.execute, wait)
         while not self.server.scalar(text(f"SELECT count(*) FROM {waiting}")):
             time.sleep(0.2)  # MariaDB repeats its answer for 0.1 seconds
@@ -150,25 +150,25 @@ class Rival:
 
 
 @pytest.fixture
-def rival(server: Connection) -> Iterator[Rival]:
-    rival = Rival(server)
-    yield rival
-    rival.connection.close()
-    rival.thread.shutdown()
+def competitor(server: Connection) -> Iterator[Competitor]:
+    competitor = Competitor(server)
+    yield competitor
+    competitor.connection.close()
+    competitor.thread.shutdown()
 
 
 @on_a_server
 async def test_a_deadlock_makes_the_transaction_run_again(
-    db: Db, users: Users, rival: Rival
+    db: Db, users: Users, competitor: Competitor
 ) -> None:
     async def work(session: AsyncSession) -> None:
         attempts.append(1)
         if len(attempts) == 2:
-            rival.give_way()
+            competitor.give_way()
         session.add(a_user(3))
         await session.execute(rename(one, "mine"))
         if len(attempts) == 1:
-            rival.provoke(one, two)
+            competitor.provoke(one, two)
         async with session.begin_nested():
             await session.execute(rename(two, "mine"))
 
@@ -182,21 +182,21 @@ async def test_a_deadlock_makes_the_transaction_run_again(
 @on_mysql
 @pytest.mark.parametrize("place", ["in a savepoint", "outside"])
 async def test_a_deadlock_that_is_caught_stores_nothing_on_mysql(
-    db: Db, users: Users, rival: Rival, place: str
+    db: Db, users: Users, competitor: Competitor, place: str
 ) -> None:
     """MySQL has rolled back the whole transaction, not the savepoint alone."""
     one, two = await users.create_many([a_user(1), a_user(2)])
     with pytest.raises((DBAPIError, InvalidRequestError)):
         async with db.transaction() as session:
             await session.execute(rename(one, "mine"))
-            rival.provoke(one, two)
+            competitor.provoke(one, two)
             with suppress(DBAPIError):
                 if place == "outside":
                     await session.execute(rename(two, "mine"))
                 async with session.begin_nested():
                     await session.execute(rename(two, "mine"))
             session.add(a_user(3))
-    rival.give_way()
+    competitor.give_way()
     assert await names(db) == ["User 1", "User 2"]
 
 
