@@ -64,10 +64,6 @@ class Base(DeclarativeBase):
         }
     )
     type_annotation_map = {datetime: UtcDateTime, enum.Enum: varchar_enum}
-    # Without AUTOINCREMENT, SQLite gives the id of a deleted row to a new one.
-    __table_args__: Any = {"sqlite_autoincrement": True}
-    # Load what the database computes. Reading it later raises on a detached object.
-    __mapper_args__: Any = {"eager_defaults": True}
 
     def __repr__(self) -> str:
         key = ", ".join(str(value) for value in sa.inspect(self).identity or ["new"])
@@ -81,12 +77,15 @@ class Versioned:
     """
 
     version_id: Mapped[int] = mapped_column(server_default="1")
-    __mapper_args__: Any
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        # A model's own __mapper_args__ would replace a class attribute. The subclass of
-        # a model inherits the version, and must not set it again.
-        if not any(sa.inspect(base, raiseerr=False) for base in cls.__mro__[1:]):
-            own: dict[str, Any] = getattr(cls, "__mapper_args__", {})
-            cls.__mapper_args__ = {"version_id_col": Versioned.version_id, **own}
-        super().__init_subclass__(**options)
+
+# A model's own __table_args__ or __mapper_args__ would replace those of Base.
+@sa.event.listens_for(Base, "instrument_class", propagate=True)
+def set_defaults(mapper: Any, model: type) -> None:
+    if isinstance(mapper.local_table, sa.Table):
+        # Without AUTOINCREMENT, SQLite gives the id of a deleted row to a new one.
+        mapper.local_table.dialect_kwargs["sqlite_autoincrement"] = True
+    # Load what the database computes. Reading it later raises on a detached object.
+    mapper.eager_defaults = True
+    if issubclass(model, Versioned) and mapper.version_id_col is None:
+        mapper.version_id_col = mapper.local_table.c.version_id

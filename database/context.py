@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from sqlalchemy import URL, create_engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.orm.exc import StaleDataError
 
@@ -42,7 +42,7 @@ class DbContext:
         )
 
     @contextmanager
-    def transaction(self) -> Iterator[Session]:
+    def transaction(self, *, begin_immediate: bool = True) -> Iterator[Session]:
         """Yield a Session. Commit at the end, roll back if the block raises.
 
         Raises InvalidRequestError if the block caught an error that prevents a commit.
@@ -51,8 +51,9 @@ class DbContext:
         with self.engine.connect() as connection:
             session = self.sessionmaker(bind=connection)
             try:
+                options = {"begin_immediate": begin_immediate}
                 # Begin now. Two tasks that both begin later would collide.
-                session.connection(execution_options={"begin_immediate": True})
+                session.connection(execution_options=options)
                 yield session
                 commit(session)
             except BaseException:
@@ -65,6 +66,7 @@ class DbContext:
         Retries after a deadlock, a serialization failure, a StaleDataError, or a
         connection that was lost before COMMIT. So `work` must be safe to repeat.
         """
+        conflict: Exception | None = None
         attempt = 0
         while True:
             attempt += 1
@@ -74,6 +76,12 @@ class DbContext:
             except (DBAPIError, StaleDataError) as error:
                 if attempt >= attempts or not is_retryable(error):
                     raise
+                conflict = error
+            except InvalidRequestError as error:
+                # The conflict may have expired an object that `work` did not read.
+                if conflict:
+                    raise conflict from error
+                raise
             # Exponential backoff with jitter, so that the same two do not meet again.
             time.sleep(random.uniform(0, min(2, 0.05 * 2**attempt)))
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Self
 
 from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm.exc import StaleDataError
 
@@ -42,7 +42,9 @@ class DbContextAsync:
         )
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncSession]:
+    async def transaction(
+        self, *, begin_immediate: bool = True
+    ) -> AsyncIterator[AsyncSession]:
         """Yield an AsyncSession. Commit at the end, roll back if the block raises.
 
         Raises InvalidRequestError if the block caught an error that prevents a commit.
@@ -51,8 +53,9 @@ class DbContextAsync:
         async with self.engine.connect() as connection:
             session = self.sessionmaker(bind=connection)
             try:
+                options = {"begin_immediate": begin_immediate}
                 # Begin now. Two tasks that both begin later would collide.
-                await session.connection(execution_options={"begin_immediate": True})
+                await session.connection(execution_options=options)
                 yield session
                 await session.run_sync(commit)
             except BaseException:
@@ -67,6 +70,7 @@ class DbContextAsync:
         Retries after a deadlock, a serialization failure, a StaleDataError, or a
         connection that was lost before COMMIT. So `work` must be safe to repeat.
         """
+        conflict: Exception | None = None
         attempt = 0
         while True:
             attempt += 1
@@ -76,6 +80,12 @@ class DbContextAsync:
             except (DBAPIError, StaleDataError) as error:
                 if attempt >= attempts or not is_retryable(error):
                     raise
+                conflict = error
+            except InvalidRequestError as error:
+                # The conflict may have expired an object that `work` did not read.
+                if conflict:
+                    raise conflict from error
+                raise
             # Exponential backoff with jitter, so that the same two do not meet again.
             await asyncio.sleep(random.uniform(0, min(2, 0.05 * 2**attempt)))
 

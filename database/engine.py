@@ -9,7 +9,7 @@ from typing import Any
 from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, event, make_url
-from sqlalchemy.exc import ArgumentError, InvalidatePoolError
+from sqlalchemy.exc import ArgumentError, InvalidatePoolError, InvalidRequestError
 
 
 def engine_options(url: str | URL, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,26 +62,56 @@ def configure_sqlite(engine: Engine) -> None:
 
 
 def track_statements(engine: Engine) -> None:
-    # After a failed statement PostgreSQL turns COMMIT into ROLLBACK without an error.
-    # A connection on which another task runs a statement can't be committed or reused.
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.info["statement"] = "finished"
+
     @event.listens_for(engine, "before_cursor_execute")
     def start(connection: Connection, *_: object) -> None:
+        refuse_after_rollback(connection)
         connection.info["statement"] = "running"
 
     @event.listens_for(engine, "after_cursor_execute")
     def finish(connection: Connection, *_: object) -> None:
         connection.info["statement"] = "finished"
 
+    @event.listens_for(engine, "commit")
+    def refuse_commit(connection: Connection) -> None:
+        # After a failed statement PostgreSQL silently turns COMMIT into ROLLBACK.
+        if last_statement(connection) == "failed":
+            connection.invalidate()
+            raise InvalidRequestError(
+                "PostgreSQL can't commit after a failed statement: "
+                "use session.begin_nested() around what may fail"
+            )
+
+    @event.listens_for(engine, "rollback")
+    def roll_back(connection: Connection) -> None:
+        state = last_statement(connection)
+        if state in ("finished", "failed", "rolled back"):
+            refuse_after_rollback(connection)
+            connection.info["statement"] = "rolled back"
+        elif state == "running" and engine.dialect.name in ("mysql", "mariadb"):
+            # The drivers would mix up the answers to this statement and to ROLLBACK.
+            connection.invalidate()
+
     @event.listens_for(engine, "checkin")
     def close_if_running(_connection: object, record: Any) -> None:
+        # The connection's next user would commit the row of another task's statement.
         if record.info.pop("statement", None) == "running":
             record.invalidate()
 
 
-def last_statement(connection: Any) -> Any:
+def last_statement(connection: Connection) -> Any:
     """Return whether the last statement is "running", "finished" or "failed"."""
     is_open = not connection.closed and not connection.invalidated
     return connection.info.get("statement") if is_open else None
+
+
+def refuse_after_rollback(connection: Connection) -> None:
+    # Another task rolls back meanwhile. The drivers would mix up the answers.
+    if connection.info.get("statement") == "rolled back":
+        raise InvalidRequestError("this transaction has been rolled back")
 
 
 def close_broken_connections(engine: Engine) -> None:
@@ -93,12 +123,15 @@ def close_broken_connections(engine: Engine) -> None:
         connection, dialect = context.connection, engine.dialect.name
         if connection is None or connection.closed or connection.invalidated:
             return
-        is_failed = dialect == "postgresql"
-        connection.info["statement"] = "failed" if is_failed else "finished"
+        isolation_level = connection.get_execution_options().get("isolation_level")
+        is_failed = dialect == "postgresql" and isolation_level != "AUTOCOMMIT"
+        if connection.info.get("statement") != "rolled back":
+            connection.info["statement"] = "failed" if is_failed else "finished"
         driver: Any = connection.connection.driver_connection
-        statement = context.statement or "COMMIT or ROLLBACK"
+        is_end = context.statement is None and context.execution_context is None
         if (
-            statement.startswith(("COMMIT", "ROLLBACK"))
+            is_end
+            or str(context.statement).startswith(("COMMIT", "ROLLBACK"))
             or (dialect == "sqlite" and not driver.in_transaction)
             or context.original_exception.args[:1] == (1213,)  # MySQL's deadlock
         ):

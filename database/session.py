@@ -16,13 +16,10 @@ CONFLICTS = {"40001", "40P01", 1213, 1205, 1020}
 
 
 def commit(session: Session) -> None:
-    """Commit and close. Raise InvalidRequestError if a statement failed or runs."""
-    state = last_statement(session.get_bind())
-    if session.in_transaction() and state in ("failed", "running"):
-        raise InvalidRequestError(
-            f"a transaction with a {state} statement can't be committed: "
-            "use session.begin_nested() around what may fail"
-        )
+    """Commit and close. Raises InvalidRequestError if another task runs a statement."""
+    connection: Any = session.get_bind()
+    if session.in_transaction() and last_statement(connection) == "running":
+        raise InvalidRequestError("another task is using this transaction")
     session.commit()
     session.close()  # in the same step: no other task can begin a transaction
 
@@ -31,19 +28,11 @@ def roll_back(session: Session) -> None:
     """Roll back and close, even if another task still runs a statement."""
     connection: Any = session.get_bind()
     try:
-        is_running = last_statement(connection) == "running"
-        if is_running and connection.dialect.name in ("mysql", "mariadb"):
-            # The drivers would mix up the answers to this statement and to ROLLBACK.
-            connection.invalidate()
         # close() alone would leave new objects looking like stored ones.
         session.rollback()
         session.close()
     finally:
-        # close() raises if ROLLBACK fails. Only the second call closes for good.
-        try:
-            connection.close()
-        finally:
-            connection.close()
+        connection.close()
 
 
 def is_retryable(error: DBAPIError | StaleDataError) -> bool:

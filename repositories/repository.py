@@ -30,9 +30,9 @@ class Repository[Model: Base]:
 
     def reading(self) -> AbstractContextManager[Session]:
         """Return the session for a query of your own."""
-        if isinstance(self.db, Session):
-            return nullcontext(self.db)
-        return self.db.read_session()
+        if isinstance(self.db, DbContext):
+            return self.db.read_session()
+        return nullcontext(self.db)
 
     @contextmanager
     def writing(self, *, begin_immediate: bool = True) -> Iterator[Session]:
@@ -41,17 +41,13 @@ class Repository[Model: Base]:
         In the block use type(self)(session) instead of self, whose methods would begin
         other transactions. begin_immediate=False suits a single statement.
         """
-        if isinstance(self.db, Session):
+        if isinstance(self.db, DbContext):
+            with self.db.transaction(begin_immediate=begin_immediate) as session:
+                yield session
+        else:
             self.db.flush()  # raises if another task is using the session
             yield self.db
             self.db.flush()  # errors are raised here, and new keys are known
-        elif begin_immediate:
-            with self.db.transaction() as session:
-                yield session
-        else:
-            with self.db.sessionmaker() as session, session.begin():
-                yield session
-                session.commit()  # begin() is silent after a caught flush error
 
     def create(self, row: Model) -> Model:
         """Insert a new row with its children. Raises IntegrityError for a duplicate."""
@@ -122,6 +118,6 @@ class Repository[Model: Base]:
         mapper = inspect(self.model)
         values = id if isinstance(id, tuple) else (id,)
         return [
-            getattr(self.model, mapper.get_property_by_column(column).key) == value
+            mapper.get_property_by_column(column).class_attribute == value
             for column, value in zip(mapper.primary_key, values, strict=True)
         ]

@@ -30,9 +30,9 @@ class RepositoryAsync[Model: Base]:
 
     def reading(self) -> AbstractAsyncContextManager[AsyncSession]:
         """Return the session for a query of your own."""
-        if isinstance(self.db, AsyncSession):
-            return nullcontext(self.db)
-        return self.db.read_session()
+        if isinstance(self.db, DbContextAsync):
+            return self.db.read_session()
+        return nullcontext(self.db)
 
     @asynccontextmanager
     async def writing(
@@ -43,17 +43,13 @@ class RepositoryAsync[Model: Base]:
         In the block use type(self)(session) instead of self, whose methods would begin
         other transactions. begin_immediate=False suits a single statement.
         """
-        if isinstance(self.db, AsyncSession):
+        if isinstance(self.db, DbContextAsync):
+            async with self.db.transaction(begin_immediate=begin_immediate) as session:
+                yield session
+        else:
             await self.db.flush()  # raises if another task is using the session
             yield self.db
             await self.db.flush()  # errors are raised here, and new keys are known
-        elif begin_immediate:
-            async with self.db.transaction() as session:
-                yield session
-        else:
-            async with self.db.sessionmaker() as session, session.begin():
-                yield session
-                await session.commit()  # begin() is silent after a caught flush error
 
     async def create(self, row: Model) -> Model:
         """Insert a new row with its children. Raises IntegrityError for a duplicate."""
@@ -124,6 +120,6 @@ class RepositoryAsync[Model: Base]:
         mapper = inspect(self.model)
         values = id if isinstance(id, tuple) else (id,)
         return [
-            getattr(self.model, mapper.get_property_by_column(column).key) == value
+            mapper.get_property_by_column(column).class_attribute == value
             for column, value in zip(mapper.primary_key, values, strict=True)
         ]

@@ -36,8 +36,8 @@ class Note(Own):
     price: Mapped[Money | None]
 
 
-class Counter(Versioned, Own):
-    """A row that many transactions change at once."""
+class Counter(Own, Versioned):
+    """A row that many transactions change at once. The order of its bases is free."""
 
     __tablename__ = "counters"
 
@@ -67,9 +67,10 @@ class Membership(Versioned, Own):
 
 
 class Animal(Versioned, Own):
-    """The base of joined-table inheritance, with mapper arguments of its own."""
+    """The base of joined-table inheritance, with arguments of its own."""
 
     __tablename__ = "animals"
+    __table_args__ = (UniqueConstraint("name"),)
     __mapper_args__: Any = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}
 
     id: Mapped[Id]

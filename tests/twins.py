@@ -24,7 +24,7 @@ WORDS = [
     (r"\basyncio\b", "time"),
     (r"\b(\w+)\.run_sync\(([\w.]+)\)", r"\2(\1)"),
     (r"\b(\w+)\.run_sync\((lambda .*)\)$", r"(\2)(\1)"),
-    (r"\basync_sessionmaker\b", "sessionmaker"),
+    (r"\basync_(sessionmaker|scoped_session)\b", r"\1"),
     (r"\bcreate_async_engine\b", "create_engine"),
     (r"\bsync_session_class\b", "class_"),
     (r"\.sync_engine\b", ""),

@@ -16,12 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from database.context_async import DbContextAsync as Db
 from database.models import UserDb
 from repositories.user_repository_async import UserRepositoryAsync as Users
-from tests.conftest import DRIVERS_ASYNC
 from tests.models import a_user
 from tests.stacks.helpers import names
 
 ROUNDS = 5
-NOT_ASYNCMY = [driver for driver in DRIVERS_ASYNC if driver != "mysql+asyncmy"]
 
 
 def checked_out(db: Db) -> int:
@@ -49,8 +47,6 @@ class TestTwoTasksInOneTransaction:
                     await asyncio.gather(*(users.create(a_user(n)) for n in range(3)))
             assert await names(db) == []
 
-    # With asyncmy, a task may wait for ever if two of them use one connection.
-    @pytest.mark.parametrize("url", NOT_ASYNCMY, indirect=True)
     @pytest.mark.parametrize("error", [None, ZeroDivisionError])
     async def test_tasks_that_outlive_the_block_leave_nothing_half_stored(
         self, db: Db, error: type[Exception] | None

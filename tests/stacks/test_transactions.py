@@ -3,11 +3,22 @@
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from decimal import Decimal
+from functools import partial
+from typing import Any
 
 import pytest
 from sqlalchemy import delete, insert, select, text, update
-from sqlalchemy.exc import IntegrityError, InvalidRequestError, NoResultFound
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InvalidRequestError,
+    NoResultFound,
+)
+from sqlalchemy.ext.asyncio import (
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
 from sqlalchemy.orm import selectinload
 from sqlalchemy.orm.exc import StaleDataError
 
@@ -17,6 +28,7 @@ from tests.models import a_family, a_user
 from tests.stacks.helpers import Db, Users, names, read
 
 DUPLICATE = insert(UserDb).values(name="duplicate", email="user1@example.com")
+OVERFLOW = text("SELECT 1 UNION ALL SELECT abs(-9223372036854775807 - 2 + 1)")
 CHILDREN = (selectinload(UserDb.tax_account), selectinload(UserDb.salaries))
 # MySQL has no constraint that is checked by COMMIT.
 NOT_MYSQL_ASYNC = [driver for driver in DRIVERS_ASYNC if "mysql" not in driver]
@@ -74,24 +86,41 @@ async def test_a_failed_flush_that_is_caught_fails_the_block(
     assert await names(db) == ["User 1"]
 
 
-async def test_a_failed_statement_that_is_caught(db: Db, users: Users) -> None:
+@pytest.mark.parametrize("failing", [DUPLICATE, OVERFLOW], ids=["insert", "fetch"])
+@pytest.mark.parametrize("way", ["transaction", "commit", "writing", "session", "core"])
+async def test_a_failed_statement_that_is_caught(
+    db: Db, users: Users, way: str, failing: Any
+) -> None:
     """PostgreSQL would silently roll back. The others store the rest."""
+    begin: Any = db.transaction
+    if way == "writing":
+        begin = partial(users.writing, begin_immediate=False)
+    elif way == "session":
+        begin = db.sessionmaker.begin
+    elif way == "core":
+        begin = db.engine.begin
     await users.create(a_user(1))
     is_postgresql = db.engine.dialect.name == "postgresql"
     with pytest.raises(InvalidRequestError) if is_postgresql else nullcontext():
-        async with db.transaction() as session:
+        async with begin() as session:
             await session.execute(insert(UserDb).values(name="2", email="2"))
-            with suppress(IntegrityError):
-                await session.execute(DUPLICATE)
+            with suppress(DBAPIError):
+                (await session.execute(failing)).all()
+            if way == "commit":
+                await session.commit()
     assert await names(db) == ["User 1"] + ["2"] * (not is_postgresql)
     async with db.transaction():
         pass  # the connection has forgotten the failure
-    # Other code on the same engine keeps SQLAlchemy's behaviour.
-    async with db.engine.begin() as connection:
-        await connection.execute(insert(UserDb).values(name="3", email="3"))
+
+
+async def test_the_block_goes_on_after_a_rollback(db: Db, users: Users) -> None:
+    await users.create(a_user(1))
+    async with db.transaction() as session:
         with suppress(IntegrityError):
-            await connection.execute(DUPLICATE)
-    assert ("3" in await names(db)) is not is_postgresql
+            await session.execute(DUPLICATE)
+        await session.rollback()
+        session.add(a_user(2))
+    assert await names(db) == ["User 1", "User 2"]
 
 
 async def test_the_block_goes_on_after_a_failed_savepoint(db: Db, users: Users) -> None:
@@ -213,7 +242,11 @@ async def test_any_session_suits_a_repository(db: Db) -> None:
         await users.update(user)
         assert await users.get_by_email(" USER1@example.com") is user
         await session.commit()
-    assert await names(db) == ["changed"]
+    registry: Any = async_scoped_session(db.sessionmaker, scopefunc=lambda: 1)
+    await Users(registry).create(a_user(2))
+    await registry.commit()
+    await registry.remove()
+    assert await names(db) == ["changed", "User 2"]
 
 
 async def test_a_method_of_ones_own_is_one_transaction(db: Db) -> None:
