@@ -78,7 +78,7 @@ def track_statements(engine: Engine) -> None:
     @event.listens_for(engine, "commit")
     def refuse_commit(connection: Connection) -> None:
         # After a failed statement PostgreSQL silently turns COMMIT into ROLLBACK.
-        if last_statement(connection) == "failed":
+        if connection.info.get("statement") == "failed":
             connection.invalidate()
             raise InvalidRequestError(
                 "PostgreSQL can't commit after a failed statement: "
@@ -87,29 +87,24 @@ def track_statements(engine: Engine) -> None:
 
     @event.listens_for(engine, "rollback")
     def roll_back(connection: Connection) -> None:
-        state = last_statement(connection)
-        if state in ("finished", "failed", "rolled back"):
-            refuse_after_rollback(connection)
+        if connection.invalidated:
+            return
+        refuse_after_rollback(connection)
+        if connection.info.get("statement") != "running":
             connection.info["statement"] = "rolled back"
-        elif state == "running" and engine.dialect.name in ("mysql", "mariadb"):
+        elif engine.dialect.name in ("mysql", "mariadb"):
             # The drivers would mix up the answers to this statement and to ROLLBACK.
             connection.invalidate()
 
     @event.listens_for(engine, "checkin")
     def close_if_running(_connection: object, record: Any) -> None:
         # The connection's next user would commit the row of another task's statement.
-        if record.info.pop("statement", None) == "running":
+        if record.info.get("statement") == "running":
             record.invalidate()
 
 
-def last_statement(connection: Connection) -> Any:
-    """Return whether the last statement is "running", "finished" or "failed"."""
-    is_open = not connection.closed and not connection.invalidated
-    return connection.info.get("statement") if is_open else None
-
-
 def refuse_after_rollback(connection: Connection) -> None:
-    # Another task rolls back meanwhile. The drivers would mix up the answers.
+    # Two tasks use this connection.
     if connection.info.get("statement") == "rolled back":
         raise InvalidRequestError("this transaction has been rolled back")
 

@@ -9,8 +9,6 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.orm.exc import StaleDataError
 
-from database.engine import last_statement
-
 # Deadlocks, serialization failures and lock timeouts on PostgreSQL and MySQL.
 CONFLICTS = {"40001", "40P01", 1213, 1205, 1020}
 
@@ -18,7 +16,7 @@ CONFLICTS = {"40001", "40P01", 1213, 1205, 1020}
 def commit(session: Session) -> None:
     """Commit and close. Raises InvalidRequestError if another task runs a statement."""
     connection: Any = session.get_bind()
-    if session.in_transaction() and last_statement(connection) == "running":
+    if session.in_transaction() and connection.info.get("statement") == "running":
         raise InvalidRequestError("another task is using this transaction")
     session.commit()
     session.close()  # in the same step: no other task can begin a transaction
