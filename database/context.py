@@ -13,7 +13,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from database.base import Base
 from database.engine import configure, engine_options
-from database.session import ReadSession, commit, is_retryable, read_options, roll_back
+from database.session import ReadSession, commit, is_retryable, read_options
 
 
 class DbContext:
@@ -57,8 +57,10 @@ class DbContext:
                 yield session
                 commit(session)
             except BaseException:
-                roll_back(session)
+                session.rollback()  # close() would leave new objects as if stored
                 raise
+            finally:
+                session.close()
 
     def run_transaction[T](self, work: Callable[[Session], T], attempts: int = 20) -> T:
         """Run work(session) in a transaction, and return its result.

@@ -13,7 +13,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from database.base import Base
 from database.engine import configure, engine_options
-from database.session import ReadSession, commit, is_retryable, read_options, roll_back
+from database.session import ReadSession, commit, is_retryable, read_options
 
 
 class DbContextAsync:
@@ -59,8 +59,10 @@ class DbContextAsync:
                 yield session
                 await session.run_sync(commit)
             except BaseException:
-                await session.run_sync(roll_back)
+                await session.rollback()  # close() would leave new objects as if stored
                 raise
+            finally:
+                await session.close()
 
     async def run_transaction[T](
         self, work: Callable[[AsyncSession], Awaitable[T]], attempts: int = 20

@@ -62,15 +62,12 @@ def configure_sqlite(engine: Engine) -> None:
 
 
 def track_statements(engine: Engine) -> None:
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.info["statement"] = "finished"
-
     @event.listens_for(engine, "before_cursor_execute")
     def start(connection: Connection, *_: object) -> None:
         refuse_after_rollback(connection)
         connection.info["statement"] = "running"
 
+    @event.listens_for(engine, "begin")
     @event.listens_for(engine, "after_cursor_execute")
     def finish(connection: Connection, *_: object) -> None:
         connection.info["statement"] = "finished"

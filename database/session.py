@@ -19,18 +19,6 @@ def commit(session: Session) -> None:
     if session.in_transaction() and connection.info.get("statement") == "running":
         raise InvalidRequestError("another task is using this transaction")
     session.commit()
-    session.close()  # in the same step: no other task can begin a transaction
-
-
-def roll_back(session: Session) -> None:
-    """Roll back and close, even if another task still runs a statement."""
-    connection: Any = session.get_bind()
-    try:
-        # close() alone would leave new objects looking like stored ones.
-        session.rollback()
-        session.close()
-    finally:
-        connection.close()
 
 
 def is_retryable(error: DBAPIError | StaleDataError) -> bool:
