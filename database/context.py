@@ -13,7 +13,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from database.base import Base
 from database.engine import configure, engine_options
-from database.session import ReadSession, commit, is_retryable, read_options
+from database.session import ReadSession, commit, is_retryable, read_options, roll_back
 
 
 class DbContext:
@@ -48,19 +48,17 @@ class DbContext:
         Raises InvalidRequestError if the block caught an error that prevents a commit.
         Use session.begin_nested() around what may fail.
         """
-        with self.engine.connect() as connection:
-            session = self.sessionmaker(bind=connection)
-            try:
-                options = {"begin_immediate": begin_immediate}
-                # Begin now. Two tasks that both begin later would collide.
-                session.connection(execution_options=options)
-                yield session
-                commit(session)
-            except BaseException:
-                session.rollback()  # close() would leave new objects as if stored
-                raise
-            finally:
-                session.close()
+        connection = self.engine.connect()
+        session = self.sessionmaker(bind=connection)
+        try:
+            options = {"begin_immediate": begin_immediate}
+            # Begin now. Two tasks that both begin later would collide.
+            session.connection(execution_options=options)
+            yield session
+            commit(session)
+        except BaseException:
+            roll_back(session)
+            raise
 
     def run_transaction[T](self, work: Callable[[Session], T], attempts: int = 20) -> T:
         """Run work(session) in a transaction, and return its result.

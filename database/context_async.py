@@ -13,7 +13,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from database.base import Base
 from database.engine import configure, engine_options
-from database.session import ReadSession, commit, is_retryable, read_options
+from database.session import ReadSession, commit, is_retryable, read_options, roll_back
 
 
 class DbContextAsync:
@@ -50,19 +50,17 @@ class DbContextAsync:
         Raises InvalidRequestError if the block caught an error that prevents a commit.
         Use session.begin_nested() around what may fail.
         """
-        async with self.engine.connect() as connection:
-            session = self.sessionmaker(bind=connection)
-            try:
-                options = {"begin_immediate": begin_immediate}
-                # Begin now. Two tasks that both begin later would collide.
-                await session.connection(execution_options=options)
-                yield session
-                await session.run_sync(commit)
-            except BaseException:
-                await session.rollback()  # close() would leave new objects as if stored
-                raise
-            finally:
-                await session.close()
+        connection = await self.engine.connect()
+        session = self.sessionmaker(bind=connection)
+        try:
+            options = {"begin_immediate": begin_immediate}
+            # Begin now. Two tasks that both begin later would collide.
+            await session.connection(execution_options=options)
+            yield session
+            await session.run_sync(commit)
+        except BaseException:
+            await session.run_sync(roll_back)
+            raise
 
     async def run_transaction[T](
         self, work: Callable[[AsyncSession], Awaitable[T]], attempts: int = 20

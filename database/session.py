@@ -19,6 +19,23 @@ def commit(session: Session) -> None:
     if session.in_transaction() and connection.info.get("statement") == "running":
         raise InvalidRequestError("another task is using this transaction")
     session.commit()
+    session.close()
+    connection.close()
+
+
+def roll_back(session: Session) -> None:
+    """Roll back and close, even if another task still uses the session."""
+    connection: Any = session.get_bind()
+    try:
+        # close() alone would leave new objects looking like stored ones.
+        session.rollback()
+        session.close()
+    finally:
+        # close() raises if ROLLBACK fails. Only the second call closes for good.
+        try:
+            connection.close()
+        finally:
+            connection.close()
 
 
 def is_retryable(error: DBAPIError | StaleDataError) -> bool:
