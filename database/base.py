@@ -15,11 +15,10 @@ big_integer = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 Id = Annotated[int, mapped_column(big_integer, primary_key=True)]
 
 # An amount: `price: Mapped[Money]`. SQLite has no decimal type. A float keeps twelve
-# digits exactly, and it can be added up and compared.
+# digits. Round a sum before you compare it in SQL.
 sqlite_money = sa.Float(asdecimal=True, decimal_return_scale=2)
 money = sa.Numeric(12, 2).with_variant(sqlite_money, "sqlite")
 Money = Annotated[Decimal, mapped_column(money)]
-
 
 # An enum is stored as VARCHAR: PostgreSQL's own enum types are hard to migrate.
 varchar_enum = sa.Enum(enum.Enum, native_enum=False, length=50, validate_strings=True)
@@ -31,18 +30,16 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
     SQLite and MySQL would silently drop the time zone.
     """
 
-    # fsp=6: MySQL would drop the microseconds.
-    mysql_type = mysql.DATETIME(fsp=6)
+    mysql_type = mysql.DATETIME(fsp=6)  # with microseconds
     impl = sa.DateTime(timezone=True).with_variant(mysql_type, "mysql", "mariadb")
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> Any:
-        if value is None:
-            return None
-        if value.tzinfo is None:
+        if value and value.tzinfo is None:
             raise ValueError("datetime without a time zone: use datetime.now(UTC)")
-        value = value.astimezone(UTC)
-        return value if dialect.name == "postgresql" else value.replace(tzinfo=None)
+        if value and dialect.name != "postgresql":
+            return value.astimezone(UTC).replace(tzinfo=None)
+        return value
 
     def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> Any:
         if value and value.tzinfo:

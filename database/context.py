@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from sqlalchemy import URL, create_engine
-from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.orm.exc import StaleDataError
 
 from database.base import Base
 from database.engine import configure, engine_options
@@ -19,22 +18,18 @@ from database.session import ReadSession, commit, is_retryable, read_options, ro
 class DbContext:
     """An engine and its sessions. Make one per process, and share it between threads.
 
-    with DbContext("sqlite:///example.db") as db:
-        user = UserRepository(db).get_by_id(1)
-
     Keyword arguments go to create_engine().
     """
 
     def __init__(self, url: str | URL, **options: Any) -> None:
         self.engine = create_engine(**engine_options(url, options))
         configure(self.engine)
-        # Objects stay readable after a commit. A closed session can't be used again.
+        # Objects stay readable after a commit. A session can't be used after its end.
         self.sessionmaker = sessionmaker(
             self.engine, expire_on_commit=False, close_resets_only=False
         )
-        reading = read_options(self.engine, options)
         self.read_session = sessionmaker(
-            self.engine.execution_options(**reading),
+            self.engine.execution_options(**read_options(self.engine, options)),
             class_=ReadSession,
             autoflush=False,
             expire_on_commit=False,
@@ -46,7 +41,6 @@ class DbContext:
         """Yield a Session. Commit at the end, roll back if the block raises.
 
         Raises InvalidRequestError if the block caught an error that prevents a commit.
-        Use session.begin_nested() around what may fail.
         """
         connection = self.engine.connect()
         session = self.sessionmaker(bind=connection)
@@ -66,22 +60,20 @@ class DbContext:
         Retries after a deadlock, a serialization failure, a StaleDataError, or a
         connection that was lost before COMMIT. So `work` must be safe to repeat.
         """
-        conflict: Exception | None = None
         attempt = 0
+        conflict: SQLAlchemyError | None = None
         while True:
             attempt += 1
             try:
                 with self.transaction() as session:
                     return work(session)
-            except (DBAPIError, StaleDataError) as error:
+            except SQLAlchemyError as error:
+                # `work` may use an object that the conflict has expired.
+                if conflict and isinstance(error, InvalidRequestError):
+                    raise conflict from error
                 if attempt >= attempts or not is_retryable(error):
                     raise
                 conflict = error
-            except InvalidRequestError as error:
-                # The conflict may have expired an object that `work` did not read.
-                if conflict:
-                    raise conflict from error
-                raise
             # Exponential backoff with jitter, so that the same two do not meet again.
             time.sleep(random.uniform(0, min(2, 0.05 * 2**attempt)))
 

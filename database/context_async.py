@@ -7,9 +7,8 @@ from contextlib import asynccontextmanager
 from typing import Any, Self
 
 from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm.exc import StaleDataError
 
 from database.base import Base
 from database.engine import configure, engine_options
@@ -19,22 +18,18 @@ from database.session import ReadSession, commit, is_retryable, read_options, ro
 class DbContextAsync:
     """An engine and its sessions. Make one per process, and share it between tasks.
 
-    async with DbContextAsync("sqlite+aiosqlite:///example.db") as db:
-        user = await UserRepositoryAsync(db).get_by_id(1)
-
     Keyword arguments go to create_async_engine().
     """
 
     def __init__(self, url: str | URL, **options: Any) -> None:
         self.engine = create_async_engine(**engine_options(url, options))
         configure(self.engine.sync_engine)
-        # Objects stay readable after a commit. A closed session can't be used again.
+        # Objects stay readable after a commit. A session can't be used after its end.
         self.sessionmaker = async_sessionmaker(
             self.engine, expire_on_commit=False, close_resets_only=False
         )
-        reading = read_options(self.engine.sync_engine, options)
         self.read_session = async_sessionmaker(
-            self.engine.execution_options(**reading),
+            self.engine.execution_options(**read_options(self.engine, options)),
             sync_session_class=ReadSession,
             autoflush=False,
             expire_on_commit=False,
@@ -48,7 +43,6 @@ class DbContextAsync:
         """Yield an AsyncSession. Commit at the end, roll back if the block raises.
 
         Raises InvalidRequestError if the block caught an error that prevents a commit.
-        Use session.begin_nested() around what may fail.
         """
         connection = await self.engine.connect()
         session = self.sessionmaker(bind=connection)
@@ -70,22 +64,20 @@ class DbContextAsync:
         Retries after a deadlock, a serialization failure, a StaleDataError, or a
         connection that was lost before COMMIT. So `work` must be safe to repeat.
         """
-        conflict: Exception | None = None
         attempt = 0
+        conflict: SQLAlchemyError | None = None
         while True:
             attempt += 1
             try:
                 async with self.transaction() as session:
                     return await work(session)
-            except (DBAPIError, StaleDataError) as error:
+            except SQLAlchemyError as error:
+                # `work` may use an object that the conflict has expired.
+                if conflict and isinstance(error, InvalidRequestError):
+                    raise conflict from error
                 if attempt >= attempts or not is_retryable(error):
                     raise
                 conflict = error
-            except InvalidRequestError as error:
-                # The conflict may have expired an object that `work` did not read.
-                if conflict:
-                    raise conflict from error
-                raise
             # Exponential backoff with jitter, so that the same two do not meet again.
             await asyncio.sleep(random.uniform(0, min(2, 0.05 * 2**attempt)))
 

@@ -23,112 +23,111 @@ def engine_options(url: str | URL, options: Mapping[str, Any]) -> dict[str, Any]
         connect_args = {"autocommit": False, "timeout": 30}
     connect_args |= options.get("connect_args", {})
     # hide_parameters keeps personal data out of logs and error messages.
-    options = {"hide_parameters": True, **options}
-    return {**options, "url": url, "connect_args": connect_args}
+    defaults = {"hide_parameters": True}
+    return {**defaults, **options, "url": url, "connect_args": connect_args}
 
 
 def configure(engine: Engine) -> None:
     """Add the event listeners that the engine's database needs."""
     engines.add(engine)
-    track_statements(engine)
-    close_broken_connections(engine)
+    event.listen(engine, "begin", finish)
+    event.listen(engine, "before_cursor_execute", start)
+    event.listen(engine, "after_cursor_execute", finish)
+    event.listen(engine, "commit", refuse_commit)
+    event.listen(engine, "rollback", roll_back)
+    event.listen(engine, "checkin", close_if_running)
+    event.listen(engine, "handle_error", close_if_broken)
     if engine.dialect.name == "sqlite":
-        configure_sqlite(engine)
+        event.listen(engine, "connect", set_pragmas)
+        event.listen(engine, "begin", begin_immediate)
     else:
         ping_idle_connections(engine)
 
 
-def configure_sqlite(engine: Engine) -> None:
-    @event.listens_for(engine, "connect")
-    def set_pragmas(connection: Any, _record: object) -> None:
-        # SQLite enforces foreign keys only if each connection asks for it. With a
-        # write-ahead log, readers don't wait for the writer. Setting it fails on a
-        # read-only file, and while another process does it.
-        cursor = connection.cursor()
-        cursor.execute("COMMIT")
-        cursor.execute("PRAGMA foreign_keys = ON")
-        with suppress(sqlite3.OperationalError):
-            cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("BEGIN")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def begin_immediate(connection: Connection) -> None:
-        # A transaction that reads and then writes fails at once, "database is locked",
-        # if another one wrote in between. BEGIN IMMEDIATE waits before it reads.
-        if connection.get_execution_options().get("begin_immediate"):
-            connection.exec_driver_sql("COMMIT")
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+def set_pragmas(connection: Any, _record: object) -> None:
+    # SQLite enforces foreign keys only if each connection asks. With a write-ahead log,
+    # readers don't wait for the writer. Setting it fails on a read-only file, and while
+    # another process sets it.
+    cursor = connection.cursor()
+    cursor.execute("COMMIT")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    with suppress(sqlite3.OperationalError):
+        cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("BEGIN")
+    cursor.close()
 
 
-def track_statements(engine: Engine) -> None:
-    @event.listens_for(engine, "before_cursor_execute")
-    def start(connection: Connection, *_: object) -> None:
-        refuse_after_rollback(connection)
-        connection.info["statement"] = "running"
+def begin_immediate(connection: Connection) -> None:
+    # A transaction that reads and then writes fails at once, "database is locked", if
+    # another one wrote in between. BEGIN IMMEDIATE waits before it reads.
+    if connection.get_execution_options().get("begin_immediate"):
+        connection.exec_driver_sql("COMMIT")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-    @event.listens_for(engine, "begin")
-    @event.listens_for(engine, "after_cursor_execute")
-    def finish(connection: Connection, *_: object) -> None:
-        connection.info["statement"] = "finished"
 
-    @event.listens_for(engine, "commit")
-    def refuse_commit(connection: Connection) -> None:
-        # After a failed statement PostgreSQL silently turns COMMIT into ROLLBACK.
-        if connection.info.get("statement") == "failed":
-            connection.invalidate()
-            raise InvalidRequestError(
-                "PostgreSQL can't commit after a failed statement: "
-                "use session.begin_nested() around what may fail"
-            )
+def start(connection: Connection, *_: object) -> None:
+    # Two tasks may share a transaction by mistake, in asyncio.gather() for example.
+    # While one of them rolls back, a statement of the other could hang or be stored.
+    refuse_after_rollback(connection)
+    connection.info["statement"] = "running"
 
-    @event.listens_for(engine, "rollback")
-    def roll_back(connection: Connection) -> None:
-        if connection.invalidated:
-            return
-        refuse_after_rollback(connection)
-        if connection.info.get("statement") != "running":
-            connection.info["statement"] = "rolled back"
-        elif engine.dialect.name in ("mysql", "mariadb"):
-            # The drivers would mix up the answers to this statement and to ROLLBACK.
-            connection.invalidate()
 
-    @event.listens_for(engine, "checkin")
-    def close_if_running(_connection: object, record: Any) -> None:
-        # The connection's next user would commit the row of another task's statement.
-        if record.info.get("statement") == "running":
-            record.invalidate()
+def finish(connection: Connection, *_: object) -> None:
+    connection.info["statement"] = "finished"
+
+
+def roll_back(connection: Connection) -> None:
+    # MySQL's drivers mix up the answers to ROLLBACK and to a statement of another task.
+    if connection.invalidated:
+        return
+    refuse_after_rollback(connection)
+    if connection.info.get("statement") != "running":
+        connection.info["statement"] = "rolled back"
+    elif connection.dialect.name in ("mysql", "mariadb"):
+        connection.invalidate()
 
 
 def refuse_after_rollback(connection: Connection) -> None:
-    # Two tasks use this connection.
     if connection.info.get("statement") == "rolled back":
-        raise InvalidRequestError("this transaction has been rolled back")
+        raise InvalidRequestError("another task has rolled back this transaction")
 
 
-def close_broken_connections(engine: Engine) -> None:
+def close_if_running(_connection: object, record: Any) -> None:
+    # The connection's next user would commit what another task's statement stores.
+    if record.info.get("statement") == "running":
+        record.invalidate()
+
+
+def refuse_commit(connection: Connection) -> None:
+    # After a failed statement PostgreSQL silently turns COMMIT into ROLLBACK.
+    if connection.info.get("statement") == "failed":
+        connection.invalidate()
+        raise InvalidRequestError(
+            "can't commit after a failed statement: "
+            "use session.begin_nested() around what may fail"
+        )
+
+
+def close_if_broken(context: ExceptionContext) -> None:
     # If the database rolls back by itself (a deadlock on MySQL, a full disk on SQLite),
     # later statements would be stored alone. If COMMIT or ROLLBACK fails, the pool
     # would reuse the connection with its transaction open.
-    @event.listens_for(engine, "handle_error")
-    def close(context: ExceptionContext) -> None:
-        connection, dialect = context.connection, engine.dialect.name
-        if connection is None or connection.closed or connection.invalidated:
-            return
-        isolation_level = connection.get_execution_options().get("isolation_level")
-        is_failed = dialect == "postgresql" and isolation_level != "AUTOCOMMIT"
-        if connection.info.get("statement") != "rolled back":
-            connection.info["statement"] = "failed" if is_failed else "finished"
-        driver: Any = connection.connection.driver_connection
-        is_end = context.statement is None and context.execution_context is None
-        if (
-            is_end
-            or str(context.statement).startswith(("COMMIT", "ROLLBACK"))
-            or (dialect == "sqlite" and not driver.in_transaction)
-            or context.original_exception.args[:1] == (1213,)  # MySQL's deadlock
-        ):
-            context.is_disconnect = True
-            context.invalidate_pool_on_disconnect = False
+    connection, dialect = context.connection, context.dialect.name
+    if connection is None or connection.closed or connection.invalidated:
+        return
+    if connection.info.get("statement") != "rolled back":
+        level = connection.get_execution_options().get("isolation_level")
+        is_failed = dialect == "postgresql" and level != "AUTOCOMMIT"
+        connection.info["statement"] = "failed" if is_failed else "finished"
+    driver: Any = connection.connection.driver_connection
+    if (
+        (context.statement is None and context.execution_context is None)
+        or (dialect == "sqlite" and not driver.in_transaction)
+        # MySQL: a deadlock, and a savepoint that no longer exists
+        or context.original_exception.args[:1] in ((1213,), (1305,))
+    ):
+        context.is_disconnect = True
+        context.invalidate_pool_on_disconnect = False
 
 
 def ping_idle_connections(engine: Engine) -> None:

@@ -1,11 +1,11 @@
-"""How a transaction ends, which errors are worth a retry, and sessions for reading."""
+"""How transactions end, what is worth a retry, and sessions for reading."""
 
 import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Engine, event
-from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, InvalidRequestError, SQLAlchemyError
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.orm.exc import StaleDataError
 
@@ -38,20 +38,22 @@ def roll_back(session: Session) -> None:
             connection.close()
 
 
-def is_retryable(error: DBAPIError | StaleDataError) -> bool:
+def is_retryable(error: SQLAlchemyError) -> bool:
     """Return whether the transaction that raised this error may succeed in a retry."""
-    if isinstance(error, StaleDataError):
-        return True
-    codes = {getattr(error.orig, name, None) for name in ("sqlstate", "pgcode")}
-    codes.update(getattr(error.orig, "args", ())[:1])
+    orig: Any = getattr(error, "orig", None)
+    if not isinstance(error, DBAPIError) or isinstance(orig, sqlite3.Error):
+        return isinstance(error, StaleDataError)
     # A COMMIT, which has no statement, may have stored the work before it failed.
     is_lost = error.connection_invalidated and error.statement is not None
-    is_sqlite = isinstance(error.orig, sqlite3.Error)
-    return not CONFLICTS.isdisjoint(codes) or (is_lost and not is_sqlite)
+    codes = {getattr(orig, "sqlstate", None), *orig.args[:1]}
+    return is_lost or not CONFLICTS.isdisjoint(codes)
 
 
 class ReadSession(Session):
-    """A Session that refuses to write. It does not inspect SQL in text()."""
+    """A Session that refuses to flush, and to execute insert(), update() or delete().
+
+    It does not look into text(), or at statements on its connection().
+    """
 
 
 @event.listens_for(ReadSession, "before_flush")
@@ -67,7 +69,7 @@ def refuse_statement(state: ORMExecuteState) -> None:
         refuse_to_write()
 
 
-def read_options(engine: Engine, options: Mapping[str, Any]) -> dict[str, Any]:
+def read_options(engine: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the execution options for reading, unless `options` choose others."""
     # AUTOCOMMIT saves PostgreSQL the round trips of BEGIN and ROLLBACK.
     chosen = {**options, **engine.get_execution_options()}

@@ -14,7 +14,7 @@ from database.engine import engine_options
 
 
 def import_type(kind: str, item: Any, autogen: Any) -> bool:
-    # Alembic writes app.types.Name() into a revision, but does not import the module.
+    # Alembic writes module.Name() into a revision, but does not import the module.
     module = type(item).__module__
     if kind == "type" and not module.startswith("sqlalchemy."):
         autogen.imports.add(f"import {module}")
