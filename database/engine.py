@@ -77,13 +77,14 @@ def finish(connection: Connection, *_: object) -> None:
 
 
 def roll_back(connection: Connection) -> None:
-    # MySQL's drivers mix up the answers to ROLLBACK and to a statement of another task.
+    # These drivers can't roll back while another task's statement runs. MySQL's would
+    # even mix up the answers.
     if connection.invalidated:
         return
     refuse_after_rollback(connection)
     if connection.info.get("statement") != "running":
         connection.info["statement"] = "rolled back"
-    elif connection.dialect.name in ("mysql", "mariadb"):
+    elif connection.dialect.driver in ("asyncpg", "aiomysql", "asyncmy", "pymysql"):
         connection.invalidate()
 
 

@@ -31,11 +31,7 @@ def roll_back(session: Session) -> None:
         session.rollback()
         session.close()
     finally:
-        # close() raises if ROLLBACK fails. Only the second call closes for good.
-        try:
-            connection.close()
-        finally:
-            connection.close()
+        connection.close()
 
 
 def is_retryable(error: SQLAlchemyError) -> bool:
