@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Annotated, Any
 
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -77,7 +78,7 @@ class Versioned:
 
 
 # A model's own __table_args__ or __mapper_args__ would replace those of Base.
-@sa.event.listens_for(Base, "instrument_class", propagate=True)
+@event.listens_for(Base, "instrument_class", propagate=True)
 def set_defaults(mapper: Any, model: type) -> None:
     if isinstance(mapper.local_table, sa.Table):
         # Without AUTOINCREMENT, SQLite gives the id of a deleted row to a new one.

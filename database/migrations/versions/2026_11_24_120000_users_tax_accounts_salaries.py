@@ -13,8 +13,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# These types are not imported from database/base.py. A revision must keep doing the
-# same when the models change.
+# Copies of the types in database/base.py: this revision stays the same when those
+# change. A revision that Alembic writes imports its types.
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 MONEY = sa.Numeric(12, 2).with_variant(sa.Float(), "sqlite")
 UTC_DATETIME = sa.DateTime(timezone=True).with_variant(
