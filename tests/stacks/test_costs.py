@@ -43,12 +43,6 @@ async def cost(proxy: Proxy, call: Any, *values: Any) -> int:
 
 @on_a_server
 async def test_round_trips(proxy: Proxy, proxied: Db) -> None:
-    """On MySQL a read is three: the statement and two ROLLBACKs.
-
-    SQLAlchemy sends one for the session and one for the pool. A bare session costs
-    the same.
-    """
-
     async def read_then_update(id: int) -> None:
         async with proxied.transaction() as session:
             found = await read(Users(session), id)
@@ -70,6 +64,7 @@ async def test_round_trips(proxy: Proxy, proxied: Db) -> None:
         both = await cost(proxy, read_then_update, user.id)
         writes.append(await cost(proxy, users.delete, user.id))
 
+    # On MySQL, the session and the pool each add a ROLLBACK, as in a bare session.
     assert reads == [1 if "postgresql" in proxy.url else 3] * 3
     assert writes == [3, 3, 3]
     assert both == 4
