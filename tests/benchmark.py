@@ -2,23 +2,20 @@
 
     uv run --no-group dev --group bench python -m tests.benchmark
 
-All use the same models and the same kind of engine. They take turns in small batches,
-so that a busy machine slows all of them. Each number is a median.
-This module is written for asynchronous drivers. main() makes its twin without async
-and await for the synchronous ones.
+All use the same models and the same engine. They take turns in small batches, so that
+a busy machine slows all of them. Each number is a median. main() makes the synchronous
+twin of this module.
 """
 
 import asyncio
 import random
 import sqlite3
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from operator import truediv
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any
 
 import aiosqlite
@@ -27,20 +24,20 @@ import psycopg
 from advanced_alchemy import repository as alchemy
 from advanced_alchemy.filters import LimitOffset, OrderBy
 from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlalchemy_bind_manager import repository as bind_manager
 
 from database.context_async import DbContextAsync
 from database.models import UserDb
 from repositories.user_repository_async import UserRepositoryAsync
 from tests.proxy import proxy_to
-from tests.servers import MariaDB, Postgres, Server
+from tests.servers import MariaDB, Postgres, running
 from tests.twins import synchronous
 
 PAGE, ROWS, BATCH, ROUNDS = 20, 1000, 5, 100
 DRIVERS = ["sqlite", "sqlite+aiosqlite", "postgresql+psycopg", "postgresql+asyncpg"]
-DRIVERS += ["mysql+aiomysql"]
-SERVERS: list[type[Server]] = [Postgres, MariaDB]
 CALLS = ["create", "get", "page", "update", "delete", "read_update"]
+TASKS = ["read_update 1", "read_update 4", "read_update 16"]
 ASYNC = __name__ != "twin"
 
 
@@ -79,7 +76,10 @@ class TemplateUsers(UserRepositoryAsync):
     async def read_update(self, changed: UserDb) -> None:
         db: Any = self.db
         async with db.transaction() as session:
-            await read_then_update(type(self)(session), changed)
+            await read_then_update(TemplateUsers(session), changed)
+
+    async def call(self, name: str, value: Any) -> None:
+        await getattr(self, name)(value)
 
 
 base: Any = getattr(alchemy, f"SQLAlchemy{'Async' if ASYNC else 'Sync'}Repository")
@@ -111,177 +111,148 @@ class BindManagerUsers(base):  # type: ignore[misc]
 class Session:
     """Makes each call in a session of its own."""
 
-    def __init__(self, url: str, users: Any, **options: Any) -> None:
-        self.db, self.users = DbContextAsync(url, **options), users
+    def __init__(self, users: Any, db: DbContextAsync, **options: Any) -> None:
+        engine = db.engine.execution_options(**options)
+        self.sessionmaker = async_sessionmaker(engine, expire_on_commit=False)
+        self.users = users
 
     async def call(self, name: str, value: Any) -> None:
-        async with self.db.sessionmaker.begin() as session:
+        async with self.sessionmaker.begin() as session:
             await getattr(self.users(session=session), name)(value)
-
-    async def close(self) -> None:
-        await self.db.dispose()
-
-
-class Template(Session):
-    async def call(self, name: str, value: Any) -> None:
-        await getattr(self.users(self.db), name)(value)
 
 
 SQL = {
-    "create": "INSERT INTO users (name, email, created_at, version_id) "
-    "VALUES ($1, $2, CURRENT_TIMESTAMP, 1) RETURNING id",
+    "create": "INSERT INTO users (name, email, created_at) "
+    "VALUES ('A', $1, CURRENT_TIMESTAMP) RETURNING id",
     "get": "SELECT * FROM users WHERE id = $1",
     "page": f"SELECT * FROM users WHERE id > $1 ORDER BY id LIMIT {PAGE}",
-    "update": "UPDATE users SET name = $1, version_id = version_id + 1 "
-    "WHERE id = $2 AND version_id = $3 RETURNING id",
+    "update": "UPDATE users SET version_id = version_id + 1 WHERE id = $1 RETURNING id",
     "delete": "DELETE FROM users WHERE id = $1 RETURNING id",
 }
 
 
-class DriverAlone(Session):
+class DriverAlone:
     """Without SQLAlchemy. A statement outside of BEGIN and COMMIT commits itself."""
 
     connection: Any = None
 
-    async def connect(self) -> Any:
-        url = self.db.engine.url
-        if not url.host:
-            connect: Any = aiosqlite.connect if ASYNC else sqlite3.connect
-            return await connect(url.database, autocommit=True)
-        address = str(url.set(drivername="postgresql"))
-        if ASYNC:
-            return await asyncpg.connect(address)
-        numbered = psycopg.RawCursor  # takes the parameters $1, $2
-        return psycopg.connect(address, autocommit=True, cursor_factory=numbered)
+    def __init__(self, db: DbContextAsync) -> None:
+        self.url = db.engine.url
 
-    async def execute(self, sql: str, *values: Any) -> None:
-        sql = sql if self.db.engine.url.host else sql.replace("$", "?")
-        if not ASYNC:
-            self.connection.execute(sql, values).fetchall()
-        elif self.db.engine.url.host:
-            await self.connection.fetch(sql, *values)
-        else:
-            await self.connection.execute_fetchall(sql, values)
+    async def connect(self) -> Any:
+        if not self.url.host:
+            sqlite: Any = aiosqlite if ASYNC else sqlite3
+            return await sqlite.connect(self.url.database, autocommit=True)
+        url = str(self.url.set(drivername="postgresql"))
+        if ASYNC:
+            return await asyncpg.connect(url)
+        return psycopg.connect(url, autocommit=True, cursor_factory=psycopg.RawCursor)
 
     async def call(self, name: str, value: Any) -> None:
         self.connection = self.connection or await self.connect()
-        if name == "create":
-            await self.execute(SQL[name], value.name, value.email)
-        elif name == "update":
-            await self.execute(SQL[name], value.name, value.id, value.version_id)
-        elif name == "read_update":
+        if name == "read_update":
             await self.connection.execute("BEGIN")
             await self.call("get", value.id)
             await self.call("update", value)
             await self.connection.execute("COMMIT")
+            return
+        sql = SQL[name] if self.url.host else SQL[name].replace("$1", "?")
+        value = getattr(value, "id", value) or value.email  # a new user has no id
+        if not ASYNC:
+            self.connection.execute(sql, [value]).fetchall()
+        elif self.url.host:
+            await self.connection.fetch(sql, value)
         else:
-            await self.execute(SQL[name], value)
-
-    async def close(self) -> None:
-        await self.connection.close()
+            await self.connection.execute_fetchall(sql, [value])
 
 
-LOCK = {"begin_immediate": True}  # the template's transaction() sets it, too
-PEERS: dict[str, Callable[[str], Session]] = {
-    "bare session": lambda url: Session(url, BareUsers),
-    "advanced-alchemy": lambda url: Session(url, AlchemyUsers),
-    "sqlalchemy-bind-manager": lambda url: Session(url, BindManagerUsers),
-    "this template": lambda url: Template(url, TemplateUsers),
-    "bare session, SQLite's write lock": lambda url: Session(
-        url, BareUsers, execution_options=LOCK
-    ),
-    "the driver alone": lambda url: DriverAlone(url, None),
+PEERS: dict[str, Any] = {
+    "bare session": partial(Session, BareUsers),
+    "advanced-alchemy": partial(Session, AlchemyUsers),
+    "sqlalchemy-bind-manager": partial(Session, BindManagerUsers),
+    "this template": TemplateUsers,
+    "bare session, write lock": partial(Session, BareUsers, begin_immediate=True),
+    "the driver alone": DriverAlone,
 }
 
 
 async def arguments(users: Any, call: str, count: int) -> list[Any]:
-    found = [UserDb(name="A", email=f"{random.random()}@x") for _ in range(count)]
-    if call == "delete":
-        await users.create_many(found)
-    elif call != "create":
-        start = random.randrange(ROWS - count)
-        found = await users.get_page(after_id=start, limit=count)
-    for user in found if "update" in call else []:
+    if call == "create":
+        return [UserDb(name="A", email=f"{random.random()}@x") for _ in range(count)]
+    found = await users.get_page(after_id=random.randrange(ROWS - count), limit=count)
+    for user in found:
         user.name = f"A {random.random()}"
-    return [user.id for user in found] if call in ("get", "page", "delete") else found
+    return [user if "update" in call else user.id for user in found]
 
 
-async def repeat(peer: Session, call: str, values: list[Any]) -> None:
+async def repeat(peer: Any, call: str, values: list[Any]) -> None:
     for value in values:
         await peer.call(call, value)
 
 
-async def measure(
-    url: str, names: list[str], columns: list[str], rounds: int, clock: Any
-) -> Any:
+async def measure(url: str, names: list[str], columns: list[str], clock: Any) -> Any:
     """Return by how much the clock advances in a call, in each round."""
-    peers = {name: PEERS[name](url) for name in names}
     costs: Any = {name: {column: [] for column in columns} for name in names}
-    users = UserRepositoryAsync(peers["this template"].db)
-    await peers["this template"].db.create_all()
-    await users.create_many(await arguments(users, "create", ROWS))
-    for column in columns * rounds:
-        call, tasks = (column, 1) if column in CALLS else (CALLS[-1], int(column))
-        count = BATCH if column in CALLS else 80
-        for name in random.sample(names, len(names)):
-            values = await arguments(users, call, count)
-            start = clock()
-            work = [repeat(peers[name], call, values[n::tasks]) for n in range(tasks)]
-            if ASYNC:
-                await asyncio.gather(*work)
-            costs[name][column].append((clock() - start) / count)
-    for peer in peers.values():
-        await peer.close()
+    async with DbContextAsync(url) as db:
+        peers = {name: PEERS[name](db) for name in names}
+        users = UserRepositoryAsync(db)
+        await db.create_all()
+        await users.create_many(await arguments(users, "create", ROWS))
+        for column in columns:
+            call, _, number = column.partition(" ")
+            tasks = int(number or 1)
+            for name, peer in random.sample([*peers.items()], len(peers)):
+                values = await arguments(users, call, BATCH * tasks)
+                start = clock()
+                work = [repeat(peer, call, values[n::tasks]) for n in range(tasks)]
+                if ASYNC:
+                    await asyncio.gather(*work)
+                costs[name][column].append((clock() - start) / len(values))
+    if driver := peers.get("the driver alone"):
+        await driver.connection.close()
     return costs
 
 
-def show(title: str, results: dict[str, Any], value: Callable[..., Any]) -> None:
-    """Print a table. Each cell has one value for each driver."""
+def run(*args: Any) -> Any:
+    return asyncio.run(measure(*args)) if ASYNC else measure(*args)
+
+
+def show(title: str, results: dict[str, Any], value: Any) -> None:
+    """Print a table. Each cell has the median of each driver."""
+    tables = list(results.values())
+    bare, *_ = tables[0]
     print(f"\n{title}\n{' / '.join(results)}\n")
-    bare, *_ = peers = [*next(iter(results.values()))]
-    columns = [*next(iter(results.values()))[bare]]
-    print(f"| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
-    for peer in peers:
-        row = f"| {peer} | "
+    print("", *tables[0][bare], sep=" | ")
+    for peer, columns in tables[0].items():
+        cells = [peer]
         for c in columns:
-            values = [value(one[bare][c], one[peer][c]) for one in results.values()]
-            row += " / ".join(f"{value:.3g}" for value in values) + " | "
-        print(row)
+            medians = [median(map(value, t[bare][c], t[peer][c])) for t in tables]
+            cells.append(" / ".join(f"{number:.2f}" for number in medians))
+        print(*cells, sep=" | ")
 
 
 def main() -> None:
     twin: dict[str, Any] = {"__name__": "twin"}
     exec(synchronous(Path(__file__).read_text()), twin)
-    speeds, trips, rates, clock = {}, {}, {}, time.perf_counter
-    with TemporaryDirectory(prefix="benchmark-") as folder, ExitStack() as stack:
-        Path(folder).chmod(0o755)  # the servers may run as other users
-        servers = {kind.scheme: kind(Path(folder) / kind.scheme) for kind in SERVERS}
-        for server in servers.values():
-            stack.callback(server.kill)
-            server.start()
-        for driver in DRIVERS:
-            url, names = f"{driver}:///{folder}/{driver}.db", [*PEERS]
-            is_sync = driver in ("sqlite", "postgresql+psycopg")
-            run: Any = twin["measure"] if is_sync else run_in_event_loop
-            if database := servers.get(driver.partition("+")[0]):
-                url = database.url(driver, database.create_database())
-                with proxy_to(url) as proxy:
-                    count = partial(getattr, proxy, "round_trips")
-                    trips[driver] = run(proxy.url, names[:4], CALLS, 9, count)
-            if not driver.startswith("mysql"):
-                speeds[driver] = run(url, names, CALLS, ROUNDS, clock)
-                if not is_sync:
-                    tasks = ["1", "4", "16"]
-                    rates[driver] = run(url, names[3:5], tasks, ROUNDS // 9, clock)
-    speed = "Speed relative to the bare session: 1 is equal, higher is faster"
-    show(speed, speeds, lambda bare, mine: median(map(truediv, bare, mine)))
-    show("Round trips", trips, lambda _, mine: median(mine))
-    rate = '"Read, then update" a second, with 1, 4 and 16 tasks'
-    show(rate, rates, lambda _, mine: 1 / median(mine))
-
-
-def run_in_event_loop(*args: Any) -> Any:
-    return asyncio.run(measure(*args))
+    speeds, trips, rates, names = {}, {}, {}, list(PEERS)
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        for driver in [*DRIVERS, "mysql+aiomysql"]:
+            runner = twin["run"] if driver in ("sqlite", "postgresql+psycopg") else run
+            url = f"{driver}:///{folder}/{driver}.db"
+            if "sqlite" not in driver:
+                kind = MariaDB if "mysql" in driver else Postgres
+                server = stack.enter_context(running(kind))
+                url = server.url(driver, server.create_database())
+                proxy = stack.enter_context(proxy_to(url))
+                count = partial(getattr, proxy, "round_trips")
+                trips[driver] = runner(proxy.url, names[:4], CALLS * 9, count)
+            if driver in DRIVERS:
+                speeds[driver] = runner(url, names, CALLS * ROUNDS, perf_counter)
+                if runner is run:
+                    rates[driver] = run(url, names[3:5], TASKS * 25, perf_counter)
+    show("Speed: the bare session is 1", speeds, lambda bare, mine: bare / mine)
+    show("Round trips", trips, lambda _, mine: mine)
+    show("Calls a second, by so many tasks", rates, lambda _, mine: 1 / mine)
 
 
 if __name__ == "__main__":

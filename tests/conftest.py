@@ -2,15 +2,12 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import pytest
 
 from database.context import DbContext
-from tests.servers import MariaDB, Postgres, Server
+from tests.servers import MariaDB, Postgres, Server, running
 from tests.twins import write_synchronous_tests
 
 DRIVERS = ["sqlite", "postgresql+psycopg", "mysql+pymysql"]
@@ -41,21 +38,6 @@ def missing(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-@contextmanager
-def running[S: Server](make: Callable[[Path], S]) -> Iterator[S]:
-    """Start a server in an empty folder, and kill it at the end of the block."""
-    if make is MariaDB and not MariaDB.program("mariadbd"):
-        missing(NO_MARIADB)
-    with TemporaryDirectory(prefix="db-") as folder:
-        Path(folder).chmod(0o755)  # the servers do not run as root
-        server = make(Path(folder) / "data")
-        try:
-            server.start()
-            yield server
-        finally:
-            server.kill()
-
-
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
     with running(Postgres) as server:
@@ -64,6 +46,8 @@ def postgres() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[Server]:
+    if not MariaDB.program("mariadbd"):
+        missing(NO_MARIADB)
     with running(MariaDB) as server:
         yield server
 

@@ -9,13 +9,13 @@ from typing import Any
 from sqlalchemy import ForeignKey, MetaData, String, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from database.base import Base, Id, Money, Versioned
+from database.base import Base, Id, Versioned
 from database.models import Salary, TaxAccount, UserDb
 
 
 class Own(Base):
     __abstract__ = True
-    metadata = MetaData(naming_convention=Base.metadata.naming_convention)
+    metadata = MetaData()
 
 
 class Color(enum.Enum):
@@ -33,7 +33,6 @@ class Note(Own):
     edits: Mapped[int] = mapped_column(server_default="0", onupdate=text("edits + 1"))
     color: Mapped[Color | None]
     seen_at: Mapped[datetime | None]
-    price: Mapped[Money | None]
 
 
 class Counter(Own, Versioned):
@@ -46,10 +45,9 @@ class Counter(Own, Versioned):
 
 
 class Country(Versioned, Own):
-    """A model with a string as its key, a constraint and a version of its own."""
+    """A model with a string as its key, and a version of its own."""
 
     __tablename__ = "countries"
-    __table_args__ = (UniqueConstraint("name"),)
 
     code: Mapped[str] = mapped_column(String(2), primary_key=True)
     name: Mapped[str] = mapped_column(String(100))
@@ -83,7 +81,6 @@ class Dog(Animal):
     __mapper_args__: Any = {"polymorphic_identity": "dog"}
 
     id: Mapped[Id] = mapped_column(ForeignKey("animals.id", ondelete="CASCADE"))
-    tricks: Mapped[int] = mapped_column(default=0)
 
 
 class Order(Versioned, Own):
@@ -93,9 +90,7 @@ class Order(Versioned, Own):
 
     id: Mapped[Id]
     title: Mapped[str] = mapped_column(String(20))
-    items: Mapped[list["Item"]] = relationship(
-        cascade="all, delete-orphan", lazy="raise"
-    )
+    items: Mapped[list["Item"]] = relationship(cascade="all, delete-orphan")
 
 
 class Item(Versioned, Own):

@@ -1,12 +1,11 @@
 """A proxy in front of a database server that counts round trips."""
 
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from select import select
+from socket import IPPROTO_TCP, TCP_NODELAY, create_connection
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from threading import Thread
-from typing import cast
 
 from sqlalchemy import make_url
 
@@ -19,32 +18,32 @@ class Proxy(ThreadingTCPServer):
 
     daemon_threads = True
     connections = round_trips = 0
-    server: tuple[str | None, int | None]
     url: str
+    target: tuple[str | None, int | None]
 
 
 class Connection(BaseRequestHandler):
     """One client's connection through the proxy, in a thread of its own."""
 
+    server: Proxy
+
     def handle(self) -> None:
-        client, proxy = self.request, cast(Proxy, self.server)
+        client, proxy = self.request, self.server
         proxy.connections += 1
-        with socket.create_connection(proxy.server) as server:
+        # A client that is killed resets its connection.
+        with suppress(ConnectionError), create_connection(proxy.target) as server:
             others = {client: server, server: client}
             for end in others:
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            client_spoke_last = False
+                end.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+            last = server
             while True:
                 for end in select(others, [], [])[0]:
-                    try:
-                        data = end.recv(65536)
-                    except ConnectionError:  # a client that is killed resets it
-                        return
+                    data = end.recv(65536)
                     if not data:
                         return
-                    if end is client and not client_spoke_last:
+                    if end is client and last is server:
                         proxy.round_trips += 1
-                    client_spoke_last = end is client
+                    last = end
                     others[end].sendall(data)
 
 
@@ -53,7 +52,7 @@ def proxy_to(url: str) -> Iterator[Proxy]:
     """Start a proxy to the server of this URL. Its own URL is `proxy.url`."""
     address = make_url(url)
     with Proxy(("127.0.0.1", 0), Connection) as proxy:
-        proxy.server = (address.host, address.port)
+        proxy.target = (address.host, address.port)
         address = address.set(host="127.0.0.1", port=proxy.server_address[1])
         proxy.url = address.render_as_string(hide_password=False)
         Thread(target=proxy.serve_forever, args=[0.01]).start()

@@ -7,7 +7,10 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psycopg
 import pymysql
@@ -138,3 +141,16 @@ class MariaDB(Server):
         return pymysql.connect(
             host="127.0.0.1", port=self.port, user=self.user, ssl_disabled=True
         )
+
+
+@contextmanager
+def running[S: Server](make: Callable[[Path], S]) -> Iterator[S]:
+    """Start a server in an empty folder, and kill it at the end of the block."""
+    with TemporaryDirectory(prefix="db-") as folder:
+        Path(folder).chmod(0o755)  # the servers do not run as root
+        server = make(Path(folder) / "data")
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()

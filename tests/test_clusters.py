@@ -21,9 +21,9 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from database.context import DbContext
 from database.context_async import DbContextAsync
-from tests.conftest import DRIVERS, SYNC_DRIVERS, NewUrl, missing, running
+from tests.conftest import DRIVERS, SYNC_DRIVERS, NewUrl, missing
 from tests.models import Counter, Note, Own
-from tests.servers import MariaDB, Postgres, Server, free_port
+from tests.servers import MariaDB, Postgres, Server, free_port, running
 
 GALERA = next(Path("/usr").glob("lib*/**/libgalera_smm.so"), None)
 POOLED: dict[str, dict[str, object]] = {
