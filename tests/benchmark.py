@@ -254,7 +254,7 @@ def main() -> None:
     exec(synchronous(Path(__file__).read_text()), twin)
     speeds, trips, rates, clock = {}, {}, {}, time.perf_counter
     with TemporaryDirectory(prefix="benchmark-") as folder, ExitStack() as stack:
-        Path(folder).chmod(0o755)  # the servers may run as other users
+        Path(folder).chmod(0o777)  # the servers may run as other users
         servers = {kind.scheme: kind(Path(folder) / kind.scheme) for kind in SERVERS}
         for server in servers.values():
             stack.callback(server.kill)

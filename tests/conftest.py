@@ -47,7 +47,7 @@ def running[S: Server](make: Callable[[Path], S]) -> Iterator[S]:
     if make is MariaDB and not MariaDB.program("mariadbd"):
         missing(NO_MARIADB)
     with TemporaryDirectory(prefix="db-") as folder:
-        Path(folder).chmod(0o755)  # the servers do not run as root
+        Path(folder).chmod(0o777)  # some servers do not run as root
         server = make(Path(folder) / "data")
         try:
             server.start()
@@ -68,7 +68,7 @@ def mariadb() -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def new_url(request: Any, tmp_path_factory: Any) -> NewUrl:
     """Return a function that makes an empty database and returns its URL."""
 
