@@ -43,7 +43,6 @@ class GaleraNode(MariaDB):
         return [
             *super().command(),
             "--binlog-format=ROW",
-            "--innodb-autoinc-lock-mode=2",
             "--wsrep-on=ON",
             f"--wsrep-provider={GALERA}",
             f"--wsrep-provider-options=gmcast.listen_addr=tcp://{self.address}",
