@@ -6,16 +6,15 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import psycopg
 import pytest
 
+from tests.commands import ROOT
 from tests.conftest import NewUrl
 from tests.servers import free_port
 
-ROOT = Path(__file__).parents[1]
 RECIPES = [
     "uvicorn tests.recipes.fastapi_app:app --port",
     "flask --app tests.recipes.flask_app run --port",
@@ -35,20 +34,19 @@ def server(
     request: pytest.FixtureRequest, url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
     """Start the application on a database without tables, and yield a client."""
-    port, log = str(free_port()), tmp_path_factory.mktemp("log") / "server.log"
+    port, log = free_port(), tmp_path_factory.mktemp("log") / "server.log"
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-W", "error", "-m", *request.param.split(), str(port)]
+    env = os.environ | {"DB_CONNECTION_STRING": url}
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", *request.param.split(), port],
-            cwd=ROOT,
-            env=os.environ | {"DB_CONNECTION_STRING": url},
-            stdout=output,
-            stderr=output,
+            command, cwd=ROOT, env=env, stdout=output, stderr=output
         )
     try:
-        while f"http://127.0.0.1:{port}" not in log.read_text():
+        while address not in log.read_text():
             assert process.poll() is None, log.read_text()
             time.sleep(0.05)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        with httpx.Client(base_url=address, timeout=60) as client:
             yield client
     finally:
         process.terminate()

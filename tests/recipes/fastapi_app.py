@@ -10,16 +10,18 @@ from typing import Annotated, NoReturn
 
 from alembic import command
 from alembic.config import Config
-from fastapi import Depends, FastAPI, HTTPException, Path, Request
+from fastapi import FastAPI, HTTPException, Path, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.exc import StaleDataError
 
 import composition_root
 from database.models import UserDb
+
+
+Id = Annotated[int, Path(lt=2**63)]
 
 
 class NewUser(BaseModel):
@@ -59,18 +61,6 @@ async def answer_conflict(_request: Request, _error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "It exists already, or somebody changed it."}, 409)
 
 
-async def get_session() -> AsyncIterator[AsyncSession]:
-    """Yield a session whose transaction lasts as long as the endpoint."""
-    async with db.transaction() as session:
-        yield session
-
-
-# By default, the code after `yield` runs when the response was sent. A COMMIT that
-# fails would then be answered with success. scope="function" commits before.
-Session = Annotated[AsyncSession, Depends(get_session, scope="function")]
-Id = Annotated[int, Path(lt=2**63)]
-
-
 @app.get("/health")
 async def check_health() -> str:
     try:
@@ -92,10 +82,12 @@ async def get_user(id: Id) -> UserDb:
 
 
 @app.post("/users", status_code=201, response_model=list[ShownUser])
-async def create_users(new: list[NewUser], session: Session) -> list[UserDb]:
-    # One transaction: all of the users are stored, or none.
-    users = composition_root.create_user_repository_async(session)
-    return [await users.create(UserDb(**user.model_dump())) for user in new]
+async def create_users(forms: list[NewUser]) -> list[UserDb]:
+    # One transaction: all of the users are stored, or none. It commits before the
+    # response is sent. By default, a dependency with `yield` would commit after that.
+    async with db.transaction() as session:
+        users = composition_root.create_user_repository_async(session)
+        return [await users.create(UserDb(**form.model_dump())) for form in forms]
 
 
 @app.put("/users/{id}", response_model=ShownUser)

@@ -57,8 +57,8 @@ def get_user(id: int) -> Json:
 
 @app.post("/users")
 def create_users() -> tuple[list[Json], int]:
-    # One transaction: all of the users are stored, or none. It commits at the end of
-    # the block, before the response is sent.
+    # One transaction: all of the users are stored, or none. It commits before the
+    # response is sent.
     with db.transaction() as session:
         users = composition_root.create_user_repository(session)
         new = [users.create(fill(UserDb(), form)) for form in request.get_json()]
