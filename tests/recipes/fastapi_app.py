@@ -20,7 +20,6 @@ from sqlalchemy.orm.exc import StaleDataError
 import composition_root
 from database.models import UserDb
 
-
 Id = Annotated[int, Path(lt=2**63)]
 
 
