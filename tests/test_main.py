@@ -4,13 +4,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.commands import copy_of_template
-from tests.conftest import DRIVERS_ASYNC
+from tests.commands import ROOT, copy_of_template
+from tests.conftest import DRIVERS_ASYNC, NewUrl
 
 STORY = r"""Database .+: schema up to date
 Created  user \d+: Ada Lovelace <ada\.\w+@example\.com>
@@ -21,7 +20,7 @@ Deleted  user \d+: True
 """
 
 
-def run_main(folder: Path, url: str) -> subprocess.CompletedProcess[str]:
+def run_main(url: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "error", "main.py"],
         cwd=folder,
@@ -33,45 +32,36 @@ def run_main(folder: Path, url: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("driver", DRIVERS_ASYNC)
-def test_migrates_and_tells_the_story(
-    tmp_path: Path, new_url: Callable[[str], str], driver: str
-) -> None:
-    folder, url = copy_of_template(tmp_path / "project"), new_url(driver)
+def test_migrates_and_tells_the_story(new_url: NewUrl, driver: str) -> None:
+    url = new_url(driver)
     for _ in range(2):
-        done = run_main(folder, url)
+        done = run_main(url)
         assert re.fullmatch(STORY, done.stdout), done.stderr
 
 
-@pytest.mark.parametrize("driver", ["postgresql+asyncpg", "mysql+aiomysql", "sqlite"])
-def test_a_database_that_cannot_be_reached_ends_it_in_one_line(
-    tmp_path: Path, driver: str
-) -> None:
-    folder = copy_of_template(tmp_path / "project")
-    url = f"{driver}://user:s3cr3t@127.0.0.1:1/name"
-    if driver == "sqlite":
-        url = "sqlite+aiosqlite:////nowhere/s3cr3t.db"
-    done = run_main(folder, url)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+asyncpg://user:s3cr3t@127.0.0.1:1/name",
+        "mysql+aiomysql://user:s3cr3t@127.0.0.1:1/name",
+        "sqlite+aiosqlite:////nowhere/s3cr3t.db",
+    ],
+)
+def test_a_database_that_cannot_be_reached_ends_it_in_one_line(url: str) -> None:
+    done = run_main(url)
     assert done.returncode == 1
-    assert done.stderr.startswith("The database can't be reached: ")
-    assert done.stderr.count("\n") == 1
+    assert re.fullmatch("The database can't be reached: .+\n", done.stderr)
     assert "s3cr3t" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("file", "line"),
-    [
-        ("application.py", "    tag ="),
-        ("database/migrations/versions/*.py", "    op.create_table("),
-    ],
-)
-def test_other_errors_keep_their_traceback(
-    tmp_path: Path, file: str, line: str
-) -> None:
+@pytest.mark.parametrize("pattern", ["application.py", "**/versions/*.py"])
+def test_other_errors_keep_their_traceback(tmp_path: Path, pattern: str) -> None:
     folder = copy_of_template(tmp_path / "project")
-    for path in folder.glob(file):
-        error = f"    raise ConnectionError('mine')\n{line}"
-        path.write_text(path.read_text().replace(line, error, 1))
-    done = run_main(folder, f"sqlite+aiosqlite:///{tmp_path}/x.db")
+    [file] = folder.glob(pattern)
+    function = "-> None:\n"
+    error = "    raise ConnectionError('mine')\n"
+    file.write_text(file.read_text().replace(function, function + error, 1))
+    done = run_main(f"sqlite+aiosqlite:///{tmp_path}/x.db", folder)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert done.stderr.endswith("ConnectionError: mine\n")

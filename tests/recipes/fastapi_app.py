@@ -10,18 +10,17 @@ from typing import Annotated, NoReturn
 
 from alembic import command
 from alembic.config import Config
-from fastapi import Depends, FastAPI, HTTPException, Path, Request
+from fastapi import FastAPI, HTTPException, Path, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.exc import StaleDataError
 
 import composition_root
-from database.context_async import DbContextAsync
 from database.models import UserDb
-from repositories.user_repository_async import UserRepositoryAsync
+
+Id = Annotated[int, Path(lt=2**63)]
 
 
 class NewUser(BaseModel):
@@ -37,13 +36,18 @@ class ShownUser(EditForm, from_attributes=True):
     id: int
 
 
+# All requests share one context. It connects when it is used first.
+db = composition_root.create_db_async()
+# Each call of this repository is a transaction of its own.
+users = composition_root.create_user_repository_async(db)
+
+
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
     # Workers that start together wait for each other here. Remove this line if your
     # deployment runs the migrations.
     await asyncio.to_thread(command.upgrade, Config("alembic.ini"), "head")
-    # All requests share one context.
-    async with composition_root.create_db_async() as app.state.db:
+    async with db:
         yield
 
 
@@ -51,43 +55,13 @@ app = FastAPI(lifespan=lifespan)
 
 
 @app.exception_handler(IntegrityError)
-async def answer_duplicate(_request: Request, _error: Exception) -> JSONResponse:
-    return JSONResponse({"detail": "There is one already."}, 409)
-
-
 @app.exception_handler(StaleDataError)
 async def answer_conflict(_request: Request, _error: Exception) -> JSONResponse:
-    return JSONResponse({"detail": "Somebody changed it: load it again."}, 409)
-
-
-async def get_db(request: Request) -> DbContextAsync:
-    db: DbContextAsync = request.app.state.db
-    return db
-
-
-Db = Annotated[DbContextAsync, Depends(get_db)]
-
-
-async def get_users(db: Db) -> UserRepositoryAsync:
-    """Return a repository whose calls are transactions of their own."""
-    return composition_root.create_user_repository_async(db)
-
-
-async def get_session(db: Db) -> AsyncIterator[AsyncSession]:
-    """Yield a session whose transaction lasts as long as the endpoint."""
-    async with db.transaction() as session:
-        yield session
-
-
-Users = Annotated[UserRepositoryAsync, Depends(get_users)]
-# By default, the code after `yield` runs when the response was sent. A COMMIT that
-# fails would then be answered with success. scope="function" commits before.
-Session = Annotated[AsyncSession, Depends(get_session, scope="function")]
-Id = Annotated[int, Path(lt=2**63)]
+    return JSONResponse({"detail": "It exists already, or somebody changed it."}, 409)
 
 
 @app.get("/health")
-async def check_health(db: Db) -> str:
+async def check_health() -> str:
     try:
         async with db.read_session() as session:
             await session.execute(text("SELECT 1"))
@@ -97,24 +71,26 @@ async def check_health(db: Db) -> str:
 
 
 @app.get("/users", response_model=list[ShownUser])
-async def list_users(users: Users, after_id: int = 0) -> Sequence[UserDb]:
+async def list_users(after_id: int = 0) -> Sequence[UserDb]:
     return await users.get_page(after_id=after_id)
 
 
 @app.get("/users/{id}", response_model=ShownUser)
-async def get_user(id: Id, users: Users) -> UserDb:
+async def get_user(id: Id) -> UserDb:
     return await users.get_by_id(id) or not_found()
 
 
 @app.post("/users", status_code=201, response_model=list[ShownUser])
-async def create_users(new: list[NewUser], session: Session) -> list[UserDb]:
-    # One transaction: all of the users are stored, or none.
-    users = composition_root.create_user_repository_async(session)
-    return [await users.create(UserDb(**user.model_dump())) for user in new]
+async def create_users(forms: list[NewUser]) -> list[UserDb]:
+    # One transaction: all of the users are stored, or none. It commits before the
+    # response is sent. By default, a dependency with `yield` would commit after that.
+    async with db.transaction() as session:
+        users = composition_root.create_user_repository_async(session)
+        return [await users.create(UserDb(**form.model_dump())) for form in forms]
 
 
 @app.put("/users/{id}", response_model=ShownUser)
-async def edit_user(id: Id, form: EditForm, users: Users) -> UserDb:
+async def edit_user(id: Id, form: EditForm) -> UserDb:
     user = await users.get_by_id(id) or not_found()
     if user.version_id != form.version_id:
         raise StaleDataError("the form shows an older version")
@@ -123,7 +99,7 @@ async def edit_user(id: Id, form: EditForm, users: Users) -> UserDb:
 
 
 @app.delete("/users/{id}", status_code=204)
-async def delete_user(id: Id, users: Users) -> None:
+async def delete_user(id: Id) -> None:
     if not await users.delete(id):
         not_found()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from flask import Blueprint, Flask, abort, request
+from flask import Flask, abort, request
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm.exc import StaleDataError
@@ -17,32 +17,24 @@ from database.models import UserDb
 
 Json = dict[str, Any]
 
+# Workers that start together wait for each other here. Remove this line if your
+# deployment runs the migrations.
+command.upgrade(Config("alembic.ini"), "head")
+
 # All requests share one context. It connects when it is used first.
 db = composition_root.create_db()
+# Each call of this repository is a transaction of its own.
 users = composition_root.create_user_repository(db)
-pages = Blueprint("pages", __name__)
+app = Flask(__name__)
 
 
-def create_app() -> Flask:
-    # Workers that start together wait for each other here. Remove this line if your
-    # deployment runs the migrations.
-    command.upgrade(Config("alembic.ini"), "head")
-    app = Flask(__name__)
-    app.register_blueprint(pages)
-    return app
-
-
-@pages.app_errorhandler(IntegrityError)
-def answer_duplicate(_error: Exception) -> tuple[str, int]:
-    return "There is one already.", 409
-
-
-@pages.app_errorhandler(StaleDataError)
+@app.errorhandler(IntegrityError)
+@app.errorhandler(StaleDataError)
 def answer_conflict(_error: Exception) -> tuple[str, int]:
-    return "Somebody changed it: load it again.", 409
+    return "It exists already, or somebody changed it.", 409
 
 
-@pages.get("/health")
+@app.get("/health")
 def check_health() -> str:
     try:
         with db.read_session() as session:
@@ -52,28 +44,28 @@ def check_health() -> str:
     return "ok"
 
 
-@pages.get("/users")
+@app.get("/users")
 def list_users() -> list[Json]:
     after_id = request.args.get("after_id", 0, int)
     return [show(user) for user in users.get_page(after_id=after_id)]
 
 
-@pages.get("/users/<int(max=9223372036854775807):id>")
+@app.get("/users/<int(max=9223372036854775807):id>")
 def get_user(id: int) -> Json:
     return show(users.get_by_id(id) or abort(404))
 
 
-@pages.post("/users")
+@app.post("/users")
 def create_users() -> tuple[list[Json], int]:
-    # One transaction: all of the users are stored, or none. It commits at the end of
-    # the block, before the response is sent.
+    # One transaction: all of the users are stored, or none. It commits before the
+    # response is sent.
     with db.transaction() as session:
         users = composition_root.create_user_repository(session)
         new = [users.create(fill(UserDb(), form)) for form in request.get_json()]
     return [show(user) for user in new], 201
 
 
-@pages.put("/users/<int(max=9223372036854775807):id>")
+@app.put("/users/<int(max=9223372036854775807):id>")
 def edit_user(id: int) -> Json:
     form = request.get_json()
     user = users.get_by_id(id) or abort(404)
@@ -83,7 +75,7 @@ def edit_user(id: int) -> Json:
     return show(users.update(fill(user, form)))
 
 
-@pages.delete("/users/<int(max=9223372036854775807):id>")
+@app.delete("/users/<int(max=9223372036854775807):id>")
 def delete_user(id: int) -> tuple[str, int]:
     return ("", 204) if users.delete(id) else abort(404)
 
