@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOT_IN_A_CLONE = (".git", ".*venv*", "uv.lock", ".*_cache", "__pycache__", "*.db*")
-SETTINGS = ("VIRTUAL_ENV", "PYTHONPATH", "DB_CONNECTION_STRING", "TEST_URL")
+# Compiled files are kept: without them each command compiles SQLAlchemy again.
+DROPPED = ("PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV", "DB_CONNECTION_STRING", "TEST_URL")
 
 
 class Block(NamedTuple):
@@ -70,7 +71,7 @@ class Reader:
             pytest.skip("the commands of the README need uv")
         folder.mkdir(exist_ok=True)
         self.folder = folder
-        inherited = {k: v for k, v in os.environ.items() if k not in SETTINGS}
+        inherited = {k: v for k, v in os.environ.items() if k not in DROPPED}
         self.variables = inherited | {"UV_OFFLINE": "1"} | variables
 
     @classmethod
