@@ -4,16 +4,19 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOT_IN_A_CLONE = (".git", ".*venv*", "uv.lock", ".*_cache", "__pycache__", "*.db*")
-# Compiled files are kept: without them each command compiles SQLAlchemy again.
-DROPPED = ("PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV", "DB_CONNECTION_STRING", "TEST_URL")
+NOT_INHERITED = (
+    "DB_CONNECTION_STRING",
+    "PYTHONDONTWRITEBYTECODE",  # each command would compile SQLAlchemy again
+    "PYTHONPATH",
+    "TEST_URL",
+    "VIRTUAL_ENV",
+)
 
 
 class Block(NamedTuple):
@@ -21,11 +24,7 @@ class Block(NamedTuple):
 
     language: str
     code: str
-
-    @property
-    def file(self) -> str:
-        name = re.match(r"# (\S+\.py)\n", self.code)
-        return name[1] if name else ""
+    file: str
 
 
 def page(name: str, title: str = "") -> str:
@@ -39,12 +38,8 @@ def page(name: str, title: str = "") -> str:
 
 
 def blocks(text: str) -> list[Block]:
-    found = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [Block(*each) for each in found]
-
-
-def words(text: str) -> int:
-    return len(text.split())
+    block = r"^```(\w+)\n((?:# (\S+\.py)\n)?.*?)^```$"
+    return [Block(*each) for each in re.findall(block, text, re.MULTILINE | re.DOTALL)]
 
 
 def paragraphs(text: str) -> list[str]:
@@ -71,15 +66,8 @@ class Reader:
             pytest.skip("the commands of the README need uv")
         folder.mkdir(exist_ok=True)
         self.folder = folder
-        inherited = {k: v for k, v in os.environ.items() if k not in DROPPED}
+        inherited = {k: v for k, v in os.environ.items() if k not in NOT_INHERITED}
         self.variables = inherited | {"UV_OFFLINE": "1"} | variables
-
-    @classmethod
-    def with_clone(cls, folder: Path) -> "Reader":
-        """Return a reader with a clone that uses the packages of these tests."""
-        ignore = shutil.ignore_patterns(*NOT_IN_A_CLONE)
-        shutil.copytree(ROOT, folder, ignore=ignore)
-        return cls(folder, UV_NO_SYNC="1", UV_PROJECT_ENVIRONMENT=sys.prefix)
 
     def run(self, commands: str, *, fails: bool = False) -> str:
         """Return what the commands print."""
@@ -93,25 +81,22 @@ class Reader:
         assert bool(done.returncode) == fails, commands + done.stdout + done.stderr
         return done.stdout
 
-    def follow(self, text: str) -> None:
+    def follow(self, *steps: Block) -> None:
         """Write the files, run the commands, and compare what they print."""
-        printed, last = "", ""
-        for block in blocks(text):
+        program = printed = ""
+        for block in steps:
             if block.file:
-                self.save(block)
-                last = block.file
+                self.write(block.file, block.code)
+                program = f"uv run {block.file}"
             elif block.language == "sh":
-                printed, last = self.run(block.code), ""
+                printed = self.run(block.code)
+                program = ""
             elif block.language == "toml":
                 self.edit("pyproject.toml", r"\Z", "\n" + block.code)
             elif block.language == "text":
-                # A program without a command of its own: uv run NAME.
-                printed = self.run(f"uv run {last}") if last else printed
+                if program:  # the page leaves its command out
+                    printed = self.run(program)
                 assert printed == block.code
-
-    def save(self, *files: Block) -> None:
-        for block in files:
-            self.write(block.file, block.code)
 
     def write(self, file: str, content: str) -> None:
         (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
