@@ -10,13 +10,8 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOT_INHERITED = (
-    "DB_CONNECTION_STRING",
-    "PYTHONDONTWRITEBYTECODE",  # each command would compile SQLAlchemy again
-    "PYTHONPATH",
-    "TEST_URL",
-    "VIRTUAL_ENV",
-)
+# PYTHONDONTWRITEBYTECODE would make each command compile SQLAlchemy again.
+INHERITED = re.compile("HOME$|PATH$|UV_|XDG_")
 
 
 class Block(NamedTuple):
@@ -30,11 +25,10 @@ class Block(NamedTuple):
 def page(name: str, title: str = "") -> str:
     """Return a page, or the section of it that has this title."""
     text = (ROOT / name).read_text()
-    if not title:
-        return text
-    level = title.partition(" ")[0]
-    section = text.partition(f"\n{title}\n")[2]
-    return re.split(rf"\n#{{2,{len(level)}}} ", section)[0]
+    if title:
+        text = text.split(f"# {title}\n")[1]
+        text = re.split(r"^##+ ", text, flags=re.MULTILINE)[0]
+    return text
 
 
 def blocks(text: str) -> list[Block]:
@@ -66,7 +60,7 @@ class Reader:
             pytest.skip("the commands of the README need uv")
         folder.mkdir(exist_ok=True)
         self.folder = folder
-        inherited = {k: v for k, v in os.environ.items() if k not in NOT_INHERITED}
+        inherited = {k: v for k, v in os.environ.items() if INHERITED.match(k)}
         self.variables = inherited | {"UV_OFFLINE": "1"} | variables
 
     def run(self, commands: str, *, fails: bool = False) -> str:

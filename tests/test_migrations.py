@@ -1,7 +1,5 @@
 """Alembic as a command, on every database, with the template's models and others."""
 
-from datetime import date
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,9 @@ from sqlalchemy import MetaData, NullPool, create_engine, make_url
 from sqlalchemy.schema import CreateIndex, CreateTable, DDLElement
 
 from database.context import DbContext
-from database.models import Salary, TaxAccount, UserDb
 from tests.commands import ROOT, Alembic, copy_of_template
 from tests.conftest import DRIVERS, MYSQL, SQLITE, NewUrl
+from tests.models import a_family
 
 only_sqlite = pytest.mark.parametrize("project", SQLITE, indirect=True)
 HEAD = str(ScriptDirectory(str(ROOT / "database/migrations")).get_current_head())
@@ -71,9 +69,8 @@ class Project:
         self.models = self.folder / "database/models.py"
         self.versions = self.folder / "database/migrations/versions"
         self.url, self.head = url, HEAD
-        self.engine = create_engine(
-            url, poolclass=NullPool, isolation_level="AUTOCOMMIT"
-        )
+        options: Any = {"poolclass": NullPool, "isolation_level": "AUTOCOMMIT"}
+        self.engine = create_engine(url, **options)
 
     def alembic(self, *commands: str, status: int = 0) -> tuple[str, str]:
         """Return what the last command wrote to stdout and stderr."""
@@ -120,14 +117,6 @@ class Project:
 @pytest.fixture(params=DRIVERS)
 def project(request: pytest.FixtureRequest, tmp_path: Path, new_url: NewUrl) -> Project:
     return Project(tmp_path / "project", new_url(request.param))
-
-
-def add_user_with_children(project: Project) -> None:
-    account = TaxAccount(number="1")
-    salary = Salary(amount=Decimal("4200.10"), paid_on=date(2026, 1, 28))
-    user = UserDb(name="Ada", email="a@b.c", tax_account=account, salaries=[salary])
-    with DbContext(project.url) as db, db.transaction() as session:
-        session.add(user)
 
 
 def test_the_schema_at_head_is_that_of_the_models(project: Project) -> None:
@@ -185,7 +174,8 @@ def test_a_batch_copy_keeps_rows_children_and_autoincrement(project: Project) ->
     kept = [f"SELECT * FROM {table}" for table in tables]
     kept.append("SELECT 1 FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%'")
     project.alembic("upgrade head")
-    add_user_with_children(project)
+    with DbContext(project.url) as db, db.transaction() as session:
+        session.add(a_family())
     before = [project.execute(query) for query in kept]
     assert all(before)
 
@@ -203,7 +193,8 @@ def test_a_batch_copy_keeps_rows_children_and_autoincrement(project: Project) ->
 def test_a_revision_that_fails_leaves_nothing_behind(project: Project) -> None:
     """The revisions before it, which succeeded, are rolled back with it."""
     project.alembic("upgrade head")
-    add_user_with_children(project)
+    with DbContext(project.url) as db, db.transaction() as session:
+        session.add(a_family())
     before = project.schema()
     project.add_revision('op.create_table("whole", sa.Column("id", sa.Integer()))')
     project.add_revision(
@@ -216,7 +207,7 @@ def test_a_revision_that_fails_leaves_nothing_behind(project: Project) -> None:
     _, err = project.alembic("upgrade head", status=1)
     assert "UPDATE nowhere" in err
     assert project.schema() == before
-    assert project.execute("SELECT name FROM users") == [("Ada",)]
+    assert project.execute("SELECT name FROM users") == [("User 1",)]
 
 
 @only_sqlite

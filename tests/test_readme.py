@@ -19,15 +19,15 @@ LIMITS = {
     "repositories/README.md": 1000,
     "tests/README.md": 500,
 }
-COPYING, MIGRATING = page("README.md", "### By copying").split("\n7. ")
+COPYING, MIGRATING = page("README.md", "By copying").split("\n7. ")
+BOOKSHOP = [each for each in blocks(COPYING) if each.file not in ("", "main.py")]
 TESTING = [block for block in blocks(page("tests/README.md")) if block.file]
-NOT_IN_A_CLONE = (".git", ".*venv*", "uv.lock", ".*_cache", "__pycache__", "*.db*")
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Reader:
     """A reader with a clone, which uses the packages of these tests."""
-    ignore = shutil.ignore_patterns(*NOT_IN_A_CLONE)
+    ignore = shutil.ignore_patterns(".git", ".*venv*", ".*_cache", "uv.lock", "*.db*")
     folder = shutil.copytree(ROOT, tmp_path / "clone", ignore=ignore)
     return Reader(folder, UV_NO_SYNC="1", UV_PROJECT_ENVIRONMENT=sys.prefix)
 
@@ -52,16 +52,15 @@ def test_a_page_is_short_and_easy_to_read(name: str) -> None:
 
 
 def test_the_map_names_every_file() -> None:
-    text = "".join(block.code for block in blocks(page("README.md", "## The map")))
+    text = "".join(block.code for block in blocks(page("README.md", "The map")))
     lists = [line.split("  ")[0] for line in text.splitlines()]
     named = set(", ".join(lists).split(", "))
     folders = tuple(name for name in named if name.endswith("/"))
     files = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split()
-    assert named == {name for name in files if not name.startswith(folders)} | {
-        *folders
-    }
+    others = {name for name in files if not name.startswith(folders)}
+    assert named == others | {*folders}
     for path in (ROOT / "tests").glob("[a-z]*.py"):
-        assert f"`{path.name}`" in page("tests/README.md", "## These tests")
+        assert f"`{path.name}`" in page("tests/README.md", "These tests")
 
 
 def test_the_first_screen_and_the_demo(clone: Reader) -> None:
@@ -73,11 +72,8 @@ def test_the_first_screen_and_the_demo(clone: Reader) -> None:
 
 
 @pytest.mark.parametrize("driver", ["postgresql+asyncpg", "mysql+aiomysql"])
-def test_another_database_is_one_line(
-    driver: str, clone: Reader, new_url: NewUrl
-) -> None:
-    section = page("README.md", "## PostgreSQL and MySQL")
-    containers, settings, command = blocks(section)
+def test_a_server_is_one_line(driver: str, clone: Reader, new_url: NewUrl) -> None:
+    containers, settings, command = blocks(page("README.md", "PostgreSQL and MySQL"))
     line = rf"^(\w+=){re.escape(driver)}://\w+:secret@localhost:(\d+)/"
     [(variable, port)] = re.findall(line, settings.code, re.MULTILINE)
     assert f"-p {port}:{port} " in containers.code
@@ -113,21 +109,20 @@ def test_copying_for_sync_code(own: Reader) -> None:
 def test_the_table_counts_the_copied_lines(own: Reader) -> None:
     copying = {"async": COPYING, "sync": as_sync(COPYING), "migrations": MIGRATING}
     copying["both"] = copying["async"] + copying["sync"]
-    for row, lines in re.findall(r"^\|(\w+)\|.*\|(\d+)\|$", MIGRATING, re.MULTILINE):
-        files = " ".join(re.findall(r"^cp (.*) \S+$", copying[row], re.MULTILINE))
+    table = dict(re.findall(r"^\|(\w+)\|.*\|(\d+)\|$", MIGRATING, re.MULTILINE))
+    for row, text in copying.items():
+        files = " ".join(re.findall(r"^cp (.*) \S+$", text, re.MULTILINE))
         code = own.run(f"ls {files} | sort -u | grep -v README.md | xargs cat")
-        assert (row, code.count("\n")) == (row, int(lines))
+        assert (row, table[row]) == (row, str(code.count("\n")))
 
 
 def build_bookshop(clone: Reader) -> None:
     """Follow the steps for a clone."""
-    steps = re.split(r"^\d+\. ", page("README.md", "### From a clone"), flags=re.M)
+    steps = re.split(r"^\d+\. ", page("README.md", "From a clone"), flags=re.MULTILINE)
     names = [re.findall(r"(?<!`)`([^`\n]+)`", step) for step in steps]
     clone.follow(*blocks(steps[1]))
     assert clone.run("ls tests") == "README.md\nrecipes\n"
-    clone.follow(
-        *[each for each in blocks(COPYING) if each.file not in ("", "main.py")]
-    )
+    clone.follow(*BOOKSHOP)
 
     root, main, book, user, book_class, user_class = names[3]
     clone.edit(root, user, book)
@@ -152,15 +147,13 @@ def build_bookshop(clone: Reader) -> None:
     clone.run("uv lock\nuv run ruff check *.py database/models.py tests/*.py")
 
 
-def test_a_bookshop_from_a_clone_and_a_new_column(
-    clone: Reader, new_url: NewUrl
-) -> None:
+def test_a_clone_and_a_new_column(clone: Reader, new_url: NewUrl) -> None:
     build_bookshop(clone)
-    section = page("database/README.md", "## Migrations")
+    section = page("database/README.md", "Migrations")
     column, commands = blocks(section)
     clone.edit("database/models.py", r"^    stock: .*\n", rf"\g<0>    {column.code}")
     clone.run(commands.code)
-    [short, *_] = blocks(page("README.md", "## Migrations"))
+    [short, *_] = blocks(page("README.md", "Migrations"))
     assert commands.code == short.code.replace("what changed", "city")
 
     *others, merge = re.findall(r"`(uv run alembic .*?)`", section)
@@ -189,5 +182,5 @@ def test_repositories_page(clone: Reader, new_url: NewUrl) -> None:
 
 
 def test_the_recipes_start_as_the_page_says() -> None:
-    commands = blocks(page("tests/README.md", "## The recipes"))[0].code.splitlines()
+    commands = blocks(page("tests/README.md", "The recipes"))[0].code.splitlines()
     assert commands == [f"uv run {each.removesuffix(' --port')}" for each in RECIPES]
