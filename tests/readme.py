@@ -90,7 +90,7 @@ class Reader:
             elif block.language == "text":
                 if program:  # the page leaves its command out
                     printed = self.run(program)
-                assert printed == block.code
+                assert printed == block.code, printed
 
     def write(self, file: str, content: str) -> None:
         (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
