@@ -74,6 +74,7 @@ class Project:
 
     def alembic(self, *commands: str, status: int = 0) -> tuple[str, str]:
         """Return what the last command wrote to stdout and stderr."""
+        output = "", ""
         for command in commands:
             output = Alembic(command, self.folder, self.url).wait(status)
         return output
@@ -98,11 +99,13 @@ class Project:
 
     def execute(self, *statements: str) -> list[Any]:
         """Return the rows of the last statement."""
+        rows: list[Any] = []
         options = {"no_parameters": True}  # % stays as it is
         with self.engine.connect() as connection:
             for sql in statements:
                 result = connection.exec_driver_sql(sql, execution_options=options)
-            return list(result) if result.returns_rows else []
+                rows = list(result) if result.returns_rows else []
+        return rows
 
     def schema(self) -> str:
         """Return the statements that create the tables and their indexes."""
