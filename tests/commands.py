@@ -10,8 +10,9 @@ from alembic.config import main
 ROOT = Path(__file__).parents[1]
 # Importing takes most of a command's time. The fork server does it only once.
 processes = get_context("forkserver")
-dialects = [f"sqlalchemy.dialects.{name}" for name in ("mysql", "postgresql", "sqlite")]
-processes.set_forkserver_preload(["tests.commands", "psycopg", "pymysql", *dialects])
+modules = ["tests.commands", "sqlalchemy.orm", "psycopg", "pymysql"]
+modules += [f"sqlalchemy.dialects.{name}" for name in ("mysql", "postgresql", "sqlite")]
+processes.set_forkserver_preload(modules)
 
 
 class Alembic:

@@ -4,15 +4,14 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOT_IN_A_CLONE = (".git", ".*venv*", "uv.lock", ".*_cache", "__pycache__", "*.db*")
-SETTINGS = ("VIRTUAL_ENV", "PYTHONPATH", "DB_CONNECTION_STRING", "TEST_URL")
+# PYTHONDONTWRITEBYTECODE would make each command compile SQLAlchemy again.
+INHERITED = re.compile("HOME$|PATH$|UV_|XDG_")
 
 
 class Block(NamedTuple):
@@ -20,30 +19,21 @@ class Block(NamedTuple):
 
     language: str
     code: str
-
-    @property
-    def file(self) -> str:
-        name = re.match(r"# (\S+\.py)\n", self.code)
-        return name[1] if name else ""
+    file: str
 
 
 def page(name: str, title: str = "") -> str:
     """Return a page, or the section of it that has this title."""
     text = (ROOT / name).read_text()
-    if not title:
-        return text
-    level = title.partition(" ")[0]
-    section = text.partition(f"\n{title}\n")[2]
-    return re.split(rf"\n#{{2,{len(level)}}} ", section)[0]
+    if title:
+        text = text.split(f"# {title}\n")[1]
+        text = re.split(r"^##+ ", text, flags=re.MULTILINE)[0]
+    return text
 
 
 def blocks(text: str) -> list[Block]:
-    found = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [Block(*each) for each in found]
-
-
-def words(text: str) -> int:
-    return len(text.split())
+    block = r"^```(\w+)\n((?:# (\S+\.py)\n)?.*?)^```$"
+    return [Block(*each) for each in re.findall(block, text, re.MULTILINE | re.DOTALL)]
 
 
 def paragraphs(text: str) -> list[str]:
@@ -70,15 +60,8 @@ class Reader:
             pytest.skip("the commands of the README need uv")
         folder.mkdir(exist_ok=True)
         self.folder = folder
-        inherited = {k: v for k, v in os.environ.items() if k not in SETTINGS}
+        inherited = {k: v for k, v in os.environ.items() if INHERITED.match(k)}
         self.variables = inherited | {"UV_OFFLINE": "1"} | variables
-
-    @classmethod
-    def with_clone(cls, folder: Path) -> "Reader":
-        """Return a reader with a clone that uses the packages of these tests."""
-        ignore = shutil.ignore_patterns(*NOT_IN_A_CLONE)
-        shutil.copytree(ROOT, folder, ignore=ignore)
-        return cls(folder, UV_NO_SYNC="1", UV_PROJECT_ENVIRONMENT=sys.prefix)
 
     def run(self, commands: str, *, fails: bool = False) -> str:
         """Return what the commands print."""
@@ -92,25 +75,22 @@ class Reader:
         assert bool(done.returncode) == fails, commands + done.stdout + done.stderr
         return done.stdout
 
-    def follow(self, text: str) -> None:
+    def follow(self, *steps: Block) -> None:
         """Write the files, run the commands, and compare what they print."""
-        printed, last = "", ""
-        for block in blocks(text):
+        program = printed = ""
+        for block in steps:
             if block.file:
-                self.save(block)
-                last = block.file
+                self.write(block.file, block.code)
+                program = f"uv run {block.file}"
             elif block.language == "sh":
-                printed, last = self.run(block.code), ""
+                printed = self.run(block.code)
+                program = ""
             elif block.language == "toml":
                 self.edit("pyproject.toml", r"\Z", "\n" + block.code)
             elif block.language == "text":
-                # A program without a command of its own: uv run NAME.
-                printed = self.run(f"uv run {last}") if last else printed
-                assert printed == block.code
-
-    def save(self, *files: Block) -> None:
-        for block in files:
-            self.write(block.file, block.code)
+                if program:  # the page leaves its command out
+                    printed = self.run(program)
+                assert printed == block.code, printed
 
     def write(self, file: str, content: str) -> None:
         (self.folder / file).parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
 """The two stacks say the same, and imports run one way."""
 
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -38,10 +37,3 @@ def test_every_word_of_the_translation_is_used() -> None:
     folders = [ROOT / folder for folder in ("database", "repositories", "tests/stacks")]
     code = "".join(path.read_text() for f in folders for path in f.glob("*.py"))
     assert [word for word, _ in WORDS if not re.search(word, code, re.MULTILINE)] == []
-
-
-def test_the_top_level_holds_what_the_map_names() -> None:
-    files = {path.name for path in ROOT.glob("*.py")}
-    assert files == {"main.py", "application.py", "composition_root.py", "env.py"}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["tool"]["ruff"]["line-length"] == 88
