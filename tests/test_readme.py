@@ -93,9 +93,8 @@ def test_copying_step_by_step(own: Reader) -> None:
     assert own.run("uv run main.py") == "[('Dune', 3)]\n"
 
     # The bookshop's test fails if the purchase isn't one transaction.
-    transaction = r"async with self.writing\(\) as session:"
     repository = "repositories/book_repository_async.py"
-    own.edit(repository, transaction, "for session in [self.db]:")
+    own.edit(repository, r"^( *)session\.add\(.*", r"\g<0>\n\1await session.commit()")
     assert "1 failed" in own.run("uv run pytest", fails=True)
 
 
