@@ -40,12 +40,15 @@ class GaleraNode(MariaDB):
 
     def command(self) -> list[str]:
         others = ",".join(node.address for node in self.others)
+        # Without recv_addr it takes the port after that of the group.
+        listen = f"gmcast.listen_addr=tcp://{self.address};"
+        listen += f"ist.recv_addr=127.0.0.1:{free_port()}"
         return [
             *super().command(),
             "--binlog-format=ROW",
             "--wsrep-on=ON",
             f"--wsrep-provider={GALERA}",
-            f"--wsrep-provider-options=gmcast.listen_addr=tcp://{self.address}",
+            f"--wsrep-provider-options={listen}",
             f"--wsrep-cluster-address=gcomm://{others}",
             f"--wsrep-node-address={self.address}",
             f"--wsrep-sst-receive-address=127.0.0.1:{free_port()}",
