@@ -81,9 +81,10 @@ class Versioned:
 @event.listens_for(Base, "instrument_class", propagate=True)
 def set_defaults(mapper: Any, model: type) -> None:
     if isinstance(mapper.local_table, sa.Table):
-        # Without AUTOINCREMENT, SQLite gives the id of a deleted row to a new one.
+        # Without AUTOINCREMENT, SQLite may give the id of a deleted row to a new one.
         mapper.local_table.dialect_kwargs["sqlite_autoincrement"] = True
-    # Load what the database computes. Reading it later raises on a detached object.
-    mapper.eager_defaults = True
+    if mapper.eager_defaults == "auto":
+        # Load what the database computes. Reading it later raises on a detached object.
+        mapper.eager_defaults = True
     if issubclass(model, Versioned) and mapper.version_id_col is None:
         mapper.version_id_col = mapper.local_table.c.version_id

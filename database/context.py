@@ -69,7 +69,7 @@ class DbContext:
                     return work(session)
             except SQLAlchemyError as error:
                 # `work` may use an object that the conflict has expired.
-                if conflict and isinstance(error, InvalidRequestError):
+                if conflict and type(error) is InvalidRequestError:
                     raise conflict from error
                 if attempt >= attempts or not is_retryable(error):
                     raise

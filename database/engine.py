@@ -11,6 +11,9 @@ from weakref import WeakSet
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, event, make_url
 from sqlalchemy.exc import ArgumentError, InvalidatePoolError, InvalidRequestError
 
+# The snapshot has changed, a deadlock, and a savepoint that no longer exists.
+MYSQL_ROLLED_BACK = ((1020,), (1213,), (1305,))
+
 
 def engine_options(url: str | URL, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments for create_engine(): `options` win over the defaults."""
@@ -28,9 +31,10 @@ def engine_options(url: str | URL, options: Mapping[str, Any]) -> dict[str, Any]
 
 
 def configure(engine: Engine) -> None:
-    """Add the event listeners that the engine's database needs."""
+    """Add the event listeners that keep its connections and transactions sound."""
     engines.add(engine)
     event.listen(engine, "begin", finish)
+    event.listen(engine, "begin_twophase", finish)
     event.listen(engine, "before_cursor_execute", start)
     event.listen(engine, "after_cursor_execute", finish)
     event.listen(engine, "commit", refuse_commit)
@@ -46,8 +50,8 @@ def configure(engine: Engine) -> None:
 
 def set_pragmas(connection: Any, _record: object) -> None:
     # SQLite enforces foreign keys only if each connection asks. With a write-ahead log,
-    # readers don't wait for the writer. Setting it fails on a read-only file, and while
-    # another process sets it.
+    # readers don't wait for the writer. Setting the log fails on a read-only file, and
+    # while another process sets it.
     cursor = connection.cursor()
     cursor.execute("COMMIT")
     cursor.execute("PRAGMA foreign_keys = ON")
@@ -58,6 +62,9 @@ def set_pragmas(connection: Any, _record: object) -> None:
 
 
 def begin_immediate(connection: Connection) -> None:
+    # With autocommit=False, SQLAlchemy's AUTOCOMMIT would silently store nothing.
+    if connection.dialect.detect_autocommit_setting(connection.connection):
+        raise InvalidRequestError("AUTOCOMMIT is not supported on SQLite")
     # A transaction that reads and then writes fails at once, "database is locked", if
     # another one wrote in between. BEGIN IMMEDIATE waits before it reads.
     if connection.get_execution_options().get("begin_immediate"):
@@ -77,8 +84,8 @@ def finish(connection: Connection, *_: object) -> None:
 
 
 def roll_back(connection: Connection) -> None:
-    # These drivers can't roll back while another task's statement runs. MySQL's would
-    # even mix up the answers.
+    # asyncpg and the drivers of MySQL can't roll back while another task's statement
+    # runs. Those of MySQL would mix up the two answers.
     if connection.invalidated:
         return
     refuse_after_rollback(connection)
@@ -89,8 +96,9 @@ def roll_back(connection: Connection) -> None:
 
 
 def refuse_after_rollback(connection: Connection) -> None:
-    if connection.info.get("statement") == "rolled back":
-        raise InvalidRequestError("another task has rolled back this transaction")
+    is_rolled_back = connection.info.get("statement") == "rolled back"
+    if is_rolled_back and connection.in_transaction():
+        raise InvalidRequestError("it was rolled back: do tasks share a transaction?")
 
 
 def close_if_running(_connection: object, record: Any) -> None:
@@ -101,11 +109,11 @@ def close_if_running(_connection: object, record: Any) -> None:
 
 def refuse_commit(connection: Connection) -> None:
     # After a failed statement PostgreSQL silently turns COMMIT into ROLLBACK.
-    if connection.info.get("statement") == "failed":
+    if connection.info.get("statement") in ("failed", "running"):
         connection.invalidate()
         raise InvalidRequestError(
             "can't commit after a failed statement: "
-            "use session.begin_nested() around what may fail"
+            "use begin_nested() around what may fail"
         )
 
 
@@ -113,19 +121,22 @@ def close_if_broken(context: ExceptionContext) -> None:
     # If the database rolls back by itself (a deadlock on MySQL, a full disk on SQLite),
     # later statements would be stored alone. If COMMIT or ROLLBACK fails, the pool
     # would reuse the connection with its transaction open.
-    connection, dialect = context.connection, context.dialect.name
+    connection, dialect = context.connection, context.dialect
     if connection is None or connection.closed or connection.invalidated:
         return
-    if connection.info.get("statement") != "rolled back":
-        level = connection.get_execution_options().get("isolation_level")
-        is_failed = dialect == "postgresql" and level != "AUTOCOMMIT"
+    try:
+        state = connection.info.get("statement")
+    except NotImplementedError:  # SQLAlchemy's own look at a new database
+        return
+    dbapi: Any = connection.connection
+    if context.execution_context and state != "rolled back":
+        is_autocommit = dialect.detect_autocommit_setting(dbapi)
+        is_failed = dialect.name == "postgresql" and not is_autocommit
         connection.info["statement"] = "failed" if is_failed else "finished"
-    driver: Any = connection.connection.driver_connection
     if (
         (context.statement is None and context.execution_context is None)
-        or (dialect == "sqlite" and not driver.in_transaction)
-        # MySQL: a deadlock, and a savepoint that no longer exists
-        or context.original_exception.args[:1] in ((1213,), (1305,))
+        or (dialect.name == "sqlite" and not dbapi.driver_connection.in_transaction)
+        or context.original_exception.args[:1] in MYSQL_ROLLED_BACK
     ):
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False

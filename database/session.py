@@ -17,7 +17,7 @@ def commit(session: Session) -> None:
     """Commit and close. Raises InvalidRequestError if another task runs a statement."""
     connection: Any = session.get_bind()
     if session.in_transaction() and connection.info.get("statement") == "running":
-        raise InvalidRequestError("another task is using this transaction")
+        raise InvalidRequestError("a statement is running: do tasks share a session?")
     session.commit()
     session.close()
     connection.close()
@@ -48,7 +48,7 @@ def is_retryable(error: SQLAlchemyError) -> bool:
 class ReadSession(Session):
     """A Session that refuses to flush, and to execute insert(), update() or delete().
 
-    It does not look into text(), or at statements on its connection().
+    It does not look into text(), bulk_*() methods, or statements on its connection().
     """
 
 

@@ -42,7 +42,6 @@ class Repository[Model: Base]:
             with self.db.transaction(begin_immediate=begin_immediate) as session:
                 yield session
         else:
-            self.db.flush()  # raises if another task is using the session
             yield self.db
             self.db.flush()  # errors are raised here, and new keys are known
 
@@ -86,13 +85,15 @@ class Repository[Model: Base]:
     def update(self, row: Model) -> Model:
         """Store the changes of a row that was read before, and of its children.
 
-        Raises StaleDataError if somebody changed or deleted it in between, and
-        InvalidRequestError if it is new, or expired by an earlier failure.
+        Raises StaleDataError if somebody deleted it in between, or changed it and it is
+        Versioned. Raises InvalidRequestError if it is new, expired by an earlier
+        failure, or was read without its version.
         """
         state = inspect(row)
         cascade = state.mapper.cascade_iterator("save-update", state)
         states = [state, *(child for *_, child, _ in cascade)]
-        if not state.has_identity or any(s.detached and s.expired for s in states):
+        unread = [s for s in states if s.expired or "version_id" in s.unloaded]
+        if not state.has_identity or any(s.detached for s in unread):
             raise InvalidRequestError(f"{row} is new or expired: read it again")
         # With children, a flush may have to read first.
         with self.writing(begin_immediate=len(states) > 1) as session:

@@ -44,7 +44,6 @@ class RepositoryAsync[Model: Base]:
             async with self.db.transaction(begin_immediate=begin_immediate) as session:
                 yield session
         else:
-            await self.db.flush()  # raises if another task is using the session
             yield self.db
             await self.db.flush()  # errors are raised here, and new keys are known
 
@@ -88,13 +87,15 @@ class RepositoryAsync[Model: Base]:
     async def update(self, row: Model) -> Model:
         """Store the changes of a row that was read before, and of its children.
 
-        Raises StaleDataError if somebody changed or deleted it in between, and
-        InvalidRequestError if it is new, or expired by an earlier failure.
+        Raises StaleDataError if somebody deleted it in between, or changed it and it is
+        Versioned. Raises InvalidRequestError if it is new, expired by an earlier
+        failure, or was read without its version.
         """
         state = inspect(row)
         cascade = state.mapper.cascade_iterator("save-update", state)
         states = [state, *(child for *_, child, _ in cascade)]
-        if not state.has_identity or any(s.detached and s.expired for s in states):
+        unread = [s for s in states if s.expired or "version_id" in s.unloaded]
+        if not state.has_identity or any(s.detached for s in unread):
             raise InvalidRequestError(f"{row} is new or expired: read it again")
         # With children, a flush may have to read first.
         async with self.writing(begin_immediate=len(states) > 1) as session:

@@ -1,11 +1,12 @@
 """What a context accepts, refuses and passes on."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event, make_url, text
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import Connection, Engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.orm import Session
 
 from database.context import DbContext as AnyContext
@@ -107,3 +108,40 @@ async def test_several_processes_open_a_new_file_at_once(tmp_path: Path) -> None
     assert [writer.exitcode for writer in writers] == [0, 0, 0, 0]
     async with Db(f"sqlite+aiosqlite:///{path}") as db, db.read_session() as session:
         assert await session.scalar(text("SELECT sum(n) FROM numbers")) == 4
+
+
+async def test_autocommit_is_refused_on_sqlite(tmp_path: Path) -> None:
+    """It would store nothing, and say nothing."""
+    url = f"sqlite+aiosqlite:///{tmp_path}/new.db"
+    level: Any = {"isolation_level": "AUTOCOMMIT"}
+    for options in (level, {"execution_options": level}):
+        async with Db(url, **options) as db:
+            with pytest.raises(InvalidRequestError, match="AUTOCOMMIT"):
+                await Users(db).get_page()
+
+
+@pytest.mark.parametrize("url", SERVERS_ASYNC, indirect=True)
+async def test_listeners_of_other_code_may_run_statements(url: str) -> None:
+    def use(connection: Connection) -> None:
+        connection.execute(text("SELECT 1"))
+
+    event.listen(Engine, "begin", use)
+    try:
+        async with Db(url) as db:
+            for _ in range(2):
+                async with db.engine.connect() as connection:
+                    await connection.execute(text("SELECT 1"))
+    finally:
+        event.remove(Engine, "begin", use)
+
+
+@pytest.mark.parametrize("url", POSTGRES_ASYNC, indirect=True)
+async def test_an_error_of_the_first_connection_is_raised(url: str) -> None:
+    def fail(connection: Any, _record: object) -> None:
+        with suppress(Exception):
+            connection.cursor().execute("SELECT 1/0")
+
+    async with Db(url) as db:
+        event.listen(db.engine.sync_engine, "connect", fail, insert=True)
+        with pytest.raises(DBAPIError, match="aborted"):
+            await Users(db).get_page()

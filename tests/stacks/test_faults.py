@@ -200,6 +200,27 @@ async def test_a_deadlock_that_is_caught_stores_nothing_on_mysql(
     assert await names(db) == ["User 1", "User 2"]
 
 
+@on_mysql
+async def test_a_changed_snapshot_that_is_caught_stores_nothing(
+    db: Db, users: Users
+) -> None:
+    """MariaDB ends the transaction. Later statements would be stored alone."""
+    user = await users.create(a_user(1))
+    with pytest.raises(PendingRollbackError):
+        async with db.transaction() as session:
+            await session.execute(text("SET innodb_snapshot_isolation = 1"))
+            await session.commit()
+            await session.execute(select(UserDb))
+            async with db.engine.begin() as connection:
+                await connection.execute(rename(user, "theirs"))
+            session.add(a_user(2))
+            await session.flush()
+            with suppress(DBAPIError):
+                await session.execute(rename(user, "mine"))
+            session.add(a_user(3))
+    assert await names(db) == ["theirs"]
+
+
 FILL = "INSERT INTO users (name, email, created_at) VALUES ('x', :email, '2026-01-01')"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError, InvalidRequestError, StatementError
-from sqlalchemy.orm import joinedload, selectinload
+from sqlalchemy.orm import joinedload, load_only, selectinload
 from sqlalchemy.orm.exc import StaleDataError
 
 from database.models import Salary, TaxAccount, UserDb
@@ -157,6 +157,15 @@ async def test_update_refuses_a_row_that_somebody_changed_or_deleted(
             await users.update(mine)
     assert await names(db) == ([] if meanwhile == "deleted" else ["theirs"])
     assert await count(db, Salary) == (0 if meanwhile == "deleted" else 2)
+
+
+async def test_update_refuses_a_row_without_its_version(users: Users) -> None:
+    """A flush would read the version of somebody else's change."""
+    user = await users.create(a_user())
+    partial = await read(users, user.id, load_only(UserDb.name))
+    partial.name = "mine"
+    with pytest.raises(InvalidRequestError, match="read it again"):
+        await users.update(partial)
 
 
 async def test_delete_takes_the_children_along(db: Db, users: Users) -> None:
