@@ -11,8 +11,9 @@ from weakref import WeakSet
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, event, make_url
 from sqlalchemy.exc import ArgumentError, InvalidatePoolError, InvalidRequestError
 
-# The snapshot has changed, a deadlock, and a savepoint that no longer exists.
-MYSQL_ROLLED_BACK = ((1020,), (1213,), (1305,))
+# Errors after which MySQL has rolled back the transaction: a changed snapshot, a
+# deadlock, and a savepoint that no longer exists.
+MYSQL_ROLLED_BACK = (1020, 1213, 1305)
 
 
 def engine_options(url: str | URL, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,6 +130,7 @@ def close_if_broken(context: ExceptionContext) -> None:
     except NotImplementedError:  # SQLAlchemy's own look at a new database
         return
     dbapi: Any = connection.connection
+    error = context.original_exception
     if context.execution_context and state != "rolled back":
         is_autocommit = dialect.detect_autocommit_setting(dbapi)
         is_failed = dialect.name == "postgresql" and not is_autocommit
@@ -136,7 +138,7 @@ def close_if_broken(context: ExceptionContext) -> None:
     if (
         (context.statement is None and context.execution_context is None)
         or (dialect.name == "sqlite" and not dbapi.driver_connection.in_transaction)
-        or context.original_exception.args[:1] in MYSQL_ROLLED_BACK
+        or (error.args and error.args[0] in MYSQL_ROLLED_BACK)
     ):
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False
