@@ -145,6 +145,11 @@ async def test_later_options_load_more(db: Db, users: Users) -> None:
         await users.get_by_id(id, selectinload(UserDb.salaries))
         await users.get_page()
         assert len(user.salaries) == 2
+        await session.execute(text("DELETE FROM salaries"))
+        again = select(UserDb).options(selectinload(UserDb.salaries))
+        again = again.execution_options(populate_existing=True)
+        (await session.scalars(again)).all()
+        assert user.salaries == []
 
 
 @pytest.mark.parametrize("url", NOT_MYSQL_ASYNC, indirect=True)
