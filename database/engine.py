@@ -64,7 +64,8 @@ def set_pragmas(connection: Any, _record: object) -> None:
 
 def begin_immediate(connection: Connection) -> None:
     # With autocommit=False, SQLAlchemy's AUTOCOMMIT would silently store nothing.
-    if connection.dialect.detect_autocommit_setting(connection.connection):
+    dbapi: Any = connection.connection
+    if connection.dialect.detect_autocommit_setting(dbapi):
         raise InvalidRequestError("AUTOCOMMIT is not supported on SQLite")
     # A transaction that reads and then writes fails at once, "database is locked", if
     # another one wrote in between. BEGIN IMMEDIATE waits before it reads.

@@ -6,6 +6,7 @@ from select import select
 from socket import IPPROTO_TCP, TCP_NODELAY, create_connection
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from threading import Thread
+from typing import cast
 
 from sqlalchemy import make_url
 
@@ -25,10 +26,8 @@ class Proxy(ThreadingTCPServer):
 class Connection(BaseRequestHandler):
     """One client's connection through the proxy, in a thread of its own."""
 
-    server: Proxy
-
     def handle(self) -> None:
-        client, proxy = self.request, self.server
+        client, proxy = self.request, cast(Proxy, self.server)
         proxy.connections += 1
         # A client that is killed resets its connection.
         with suppress(ConnectionError), create_connection(proxy.target) as server:

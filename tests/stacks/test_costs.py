@@ -41,6 +41,7 @@ async def test_round_trips(proxy: Proxy, proxied: Db) -> None:
             await Users(session).update(found)
 
     users = Users(proxied)
+    reads, writes, both = [0], [0], 0
     # The drivers prepare a statement the first few times. The last time counts.
     for number in range(10):
         user = a_user(number)
@@ -67,7 +68,7 @@ async def test_round_trips(proxy: Proxy, proxied: Db) -> None:
 async def test_a_connection_is_pinged_only_after_an_idle_second(
     proxy: Proxy, proxied: Db
 ) -> None:
-    users = Users(proxied)
+    users, used = Users(proxied), 0
     for _ in range(10):
         used = await cost(proxy, users.get_page)
     connections = proxy.connections
