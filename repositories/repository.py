@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from sqlalchemy import delete, inspect, select
+from sqlalchemy import ColumnElement, delete, inspect, select
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.interfaces import ORMOption
@@ -66,7 +66,7 @@ class Repository[Model: Base]:
             if not options:
                 return session.get(self.model, id)
             # session.get() ignores the options for an object that it holds already.
-            query = select(self.model).filter_by(**self.by_key(id)).options(*options)
+            query = select(self.model).where(*self.by_key(id)).options(*options)
             return session.scalars(query).unique().one_or_none()
 
     def get_page(
@@ -106,14 +106,16 @@ class Repository[Model: Base]:
         if mapper.local_table is not mapper.base_mapper.local_table:
             base = mapper.base_mapper.class_.__name__
             raise InvalidRequestError(f"delete it through the repository of {base}")
-        query = delete(self.model).filter_by(**self.by_key(id))
+        query = delete(self.model).where(*self.by_key(id))
         with self.writing(begin_immediate=False) as session:
             result: Any = session.execute(query)
             return bool(result.rowcount)
 
-    def by_key(self, id: Any) -> dict[str, Any]:
-        """Return the filter for the row with this primary key."""
+    def by_key(self, id: Any) -> list[ColumnElement[bool]]:
+        """Return the conditions for the row with this primary key."""
         mapper = inspect(self.model)
-        names = [mapper.get_property_by_column(c).key for c in mapper.primary_key]
         values = id if isinstance(id, tuple) else (id,)
-        return dict(zip(names, values, strict=True))
+        return [
+            mapper.get_property_by_column(column).class_attribute == value
+            for column, value in zip(mapper.primary_key, values, strict=True)
+        ]

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
-from sqlalchemy import delete, inspect, select
+from sqlalchemy import ColumnElement, delete, inspect, select
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.interfaces import ORMOption
@@ -68,7 +68,7 @@ class RepositoryAsync[Model: Base]:
             if not options:
                 return await session.get(self.model, id)
             # session.get() ignores the options for an object that it holds already.
-            query = select(self.model).filter_by(**self.by_key(id)).options(*options)
+            query = select(self.model).where(*self.by_key(id)).options(*options)
             return (await session.scalars(query)).unique().one_or_none()
 
     async def get_page(
@@ -108,14 +108,16 @@ class RepositoryAsync[Model: Base]:
         if mapper.local_table is not mapper.base_mapper.local_table:
             base = mapper.base_mapper.class_.__name__
             raise InvalidRequestError(f"delete it through the repository of {base}")
-        query = delete(self.model).filter_by(**self.by_key(id))
+        query = delete(self.model).where(*self.by_key(id))
         async with self.writing(begin_immediate=False) as session:
             result: Any = await session.execute(query)
             return bool(result.rowcount)
 
-    def by_key(self, id: Any) -> dict[str, Any]:
-        """Return the filter for the row with this primary key."""
+    def by_key(self, id: Any) -> list[ColumnElement[bool]]:
+        """Return the conditions for the row with this primary key."""
         mapper = inspect(self.model)
-        names = [mapper.get_property_by_column(c).key for c in mapper.primary_key]
         values = id if isinstance(id, tuple) else (id,)
-        return dict(zip(names, values, strict=True))
+        return [
+            mapper.get_property_by_column(column).class_attribute == value
+            for column, value in zip(mapper.primary_key, values, strict=True)
+        ]
