@@ -19,6 +19,7 @@ LIMITS = {
     "repositories/README.md": 1000,
     "tests/README.md": 500,
 }
+SERVERS = "PostgreSQL and MySQL"
 COPYING, MIGRATING = page("README.md", "By copying").split("\n7. ")
 BOOKSHOP = [each for each in blocks(COPYING) if each.file not in ("", "main.py")]
 TESTING = [block for block in blocks(page("tests/README.md")) if block.file]
@@ -73,12 +74,14 @@ def test_the_first_screen_and_the_demo(clone: Reader) -> None:
 
 @pytest.mark.parametrize("driver", ["postgresql+asyncpg", "mysql+aiomysql"])
 def test_a_server_is_one_line(driver: str, clone: Reader, new_url: NewUrl) -> None:
-    containers, settings, command = blocks(page("README.md", "PostgreSQL and MySQL"))
+    containers, settings, command = blocks(page("README.md", SERVERS))
     line = rf"^(\w+=){re.escape(driver)}://\w+:secret@localhost:(\d+)/"
     [(variable, port)] = re.findall(line, settings.code, re.MULTILINE)
     assert f"-p {port}:{port} " in containers.code
     clone.write(".env", variable + new_url(driver))
     assert f"Database {driver}://" in clone.run(command.code)
+    [alembic] = re.findall(r"`(uv run --env-file .*)`", page("README.md", "Migrations"))
+    assert "No new upgrade operations" in clone.run(f"{alembic} check")
     assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
 
 
@@ -91,6 +94,12 @@ def test_copying_step_by_step(own: Reader) -> None:
     own.edit("main.py", r".*create_all.*\n")
     own.follow(*blocks(MIGRATING))
     assert own.run("uv run main.py") == "[('Dune', 3)]\n"
+    [buy] = re.findall(r"`(await db.*)`", COPYING)
+    own.edit("main.py", r"^( *)await app.*", rf"\g<0>\n\1ids = [1]\n\1{buy}")
+    assert own.run("uv run main.py") == "[('Dune', 3), ('Dune', 3)]\n"
+    assert "('Dune', 2)" in own.run("uv run main.py")
+    for command in re.findall(r"`(uv add .*?)`", page("README.md", SERVERS)):
+        own.run(command)
 
     # The bookshop's test fails if the purchase isn't one transaction.
     repository = "repositories/book_repository_async.py"
@@ -164,6 +173,10 @@ def test_a_clone_and_a_new_column(clone: Reader, new_url: NewUrl) -> None:
     _, on_server = blocks(page("tests/README.md"))[3].code.splitlines()
     server = re.sub(r"=\S+", f"={new_url('postgresql+asyncpg')}", on_server)
     assert "2 passed" in clone.run(server)
+
+    [install] = re.findall(r"`(uv sync .*?)`", page("README.md", SERVERS))
+    clone.variables["UV_PROJECT_ENVIRONMENT"] = "production"
+    assert "Dune" in clone.run(f"{install}\nuv run main.py")
 
 
 def test_repositories_page(clone: Reader, new_url: NewUrl) -> None:
