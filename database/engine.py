@@ -100,7 +100,7 @@ def roll_back(connection: Connection) -> None:
 def refuse_after_rollback(connection: Connection) -> None:
     is_rolled_back = connection.info.get("statement") == "rolled back"
     if is_rolled_back and connection.in_transaction():
-        raise InvalidRequestError("it was rolled back: do tasks share a transaction?")
+        raise InvalidRequestError("this transaction was rolled back: is it shared?")
 
 
 def close_if_running(_connection: object, record: Any) -> None:
