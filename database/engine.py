@@ -133,8 +133,8 @@ def close_if_broken(context: ExceptionContext) -> None:
     dbapi: Any = connection.connection
     error = context.original_exception
     if context.execution_context and state != "rolled back":
-        is_autocommit = dialect.detect_autocommit_setting(dbapi)
-        is_failed = dialect.name == "postgresql" and not is_autocommit
+        is_postgresql = dialect.name == "postgresql"
+        is_failed = is_postgresql and not dialect.detect_autocommit_setting(dbapi)
         connection.info["statement"] = "failed" if is_failed else "finished"
     if (
         (context.statement is None and context.execution_context is None)

@@ -85,7 +85,7 @@ class TemplateUsers(UserRepositoryAsync):
 base: Any = getattr(alchemy, f"SQLAlchemy{'Async' if ASYNC else 'Sync'}Repository")
 
 
-class AlchemyUsers(base):  # type: ignore[misc]
+class AlchemyUsers(base):  # type: ignore[misc]  # its type is Any
     model_type = UserDb
     create, read_update = base.add, read_then_update
 
@@ -96,7 +96,7 @@ class AlchemyUsers(base):  # type: ignore[misc]
 base = getattr(bind_manager, f"SQLAlchemy{'Async' if ASYNC else ''}Repository")
 
 
-class BindManagerUsers(base):  # type: ignore[misc]
+class BindManagerUsers(base):  # type: ignore[misc]  # its type is Any
     _model = UserDb
     create, update, read_update = base.save, base.save, read_then_update
 

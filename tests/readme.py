@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
+from tests.conftest import missing
 
 ROOT = Path(__file__).parents[1]
 # PYTHONDONTWRITEBYTECODE would make each command compile SQLAlchemy again.
@@ -57,7 +57,7 @@ class Reader:
 
     def __init__(self, folder: Path, **variables: str) -> None:
         if not shutil.which("uv"):
-            pytest.skip("the commands of the README need uv")
+            missing("The commands of the README need uv.")
         folder.mkdir(exist_ok=True)
         self.folder = folder
         inherited = {k: v for k, v in os.environ.items() if INHERITED.match(k)}
