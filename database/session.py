@@ -16,7 +16,7 @@ CONFLICTS = {"40001", "40P01", 1213, 1205, 1020}
 def commit(session: Session) -> None:
     """Commit and close. Raises InvalidRequestError if another task runs a statement."""
     connection: Any = session.get_bind()
-    # Once COMMIT has begun, SQLAlchemy would not roll back. psycopg can still do it.
+    # Raise before COMMIT: SQLAlchemy does not roll back after a COMMIT that failed.
     if session.in_transaction() and connection.info.get("statement") == "running":
         raise InvalidRequestError("a statement is running: do tasks share a session?")
     session.commit()

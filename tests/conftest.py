@@ -22,7 +22,6 @@ SQLITE, SERVERS, MYSQL = DRIVERS[:1], DRIVERS[1:], DRIVERS[2:]
 SQLITE_ASYNC, SERVERS_ASYNC = DRIVERS_ASYNC[:1], DRIVERS_ASYNC[1:]
 MYSQL_ASYNC = DRIVERS_ASYNC[3:]
 SYNC_DRIVERS = dict(zip(["sqlite", "postgresql", "mysql"], DRIVERS, strict=True))
-NO_MARIADB = "Install MariaDB's server: apt-get install mariadb-server, for example"
 type NewUrl = Callable[[str], str]
 
 
@@ -47,7 +46,7 @@ def postgres() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[Server]:
     if not MariaDB.program("mariadbd"):
-        missing(NO_MARIADB)
+        missing("MariaDB's server is missing: apt-get install mariadb-server")
     with running(MariaDB) as server:
         yield server
 

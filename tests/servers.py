@@ -25,7 +25,6 @@ def free_port() -> int:
 class Server:
     """A server process. Subclasses say how to start it."""
 
-    scheme: str
     driver: str
     user: str
     run_as: str | None = None  # the system user of the process
@@ -83,7 +82,7 @@ class Server:
 class Postgres(Server):
     """The PostgreSQL that comes as a wheel. It does not run as root."""
 
-    scheme, driver, user = "postgresql", "postgresql+psycopg", "postgres"
+    driver, user = "postgresql+psycopg", "postgres"
     stop_signal = signal.SIGINT  # it disconnects the clients
 
     def __init__(self, folder: Path) -> None:
@@ -101,7 +100,7 @@ class Postgres(Server):
 class MariaDB(Server):
     """The MariaDB that is installed on this machine."""
 
-    scheme, driver, user = "mysql", "mysql+pymysql", "root"
+    driver, user = "mysql+pymysql", "root"
     run_as = "mysql" if os.geteuid() == 0 else None  # rsync in Galera refuses root
 
     def __init__(self, folder: Path) -> None:
