@@ -13,6 +13,12 @@ from database.base import Base
 from database.context import DbContext
 
 
+@contextmanager
+def flushing(session: Session) -> Iterator[Session]:
+    yield session
+    session.flush()  # errors are raised here, and new keys are known
+
+
 class Repository[Model: Base]:
     """The rows of one model.
 
@@ -31,19 +37,17 @@ class Repository[Model: Base]:
             return self.db.read_session()
         return nullcontext(self.db)
 
-    @contextmanager
-    def writing(self, *, begin_immediate: bool = True) -> Iterator[Session]:
-        """Yield the session for a method of your own that writes.
+    def writing(
+        self, *, begin_immediate: bool = True
+    ) -> AbstractContextManager[Session]:
+        """Return the session for a method of your own that writes.
 
         In the block use type(self)(session) instead of self, whose methods would begin
         other transactions. begin_immediate=False suits a single statement.
         """
         if isinstance(self.db, DbContext):
-            with self.db.transaction(begin_immediate=begin_immediate) as session:
-                yield session
-        else:
-            yield self.db
-            self.db.flush()  # errors are raised here, and new keys are known
+            return self.db.transaction(begin_immediate=begin_immediate)
+        return flushing(self.db)
 
     def create(self, row: Model) -> Model:
         """Insert a new row with its children. Raises IntegrityError for a duplicate."""

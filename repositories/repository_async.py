@@ -13,6 +13,12 @@ from database.base import Base
 from database.context_async import DbContextAsync
 
 
+@asynccontextmanager
+async def flushing(session: AsyncSession) -> AsyncIterator[AsyncSession]:
+    yield session
+    await session.flush()  # errors are raised here, and new keys are known
+
+
 class RepositoryAsync[Model: Base]:
     """The rows of one model.
 
@@ -31,21 +37,17 @@ class RepositoryAsync[Model: Base]:
             return self.db.read_session()
         return nullcontext(self.db)
 
-    @asynccontextmanager
-    async def writing(
+    def writing(
         self, *, begin_immediate: bool = True
-    ) -> AsyncIterator[AsyncSession]:
-        """Yield the session for a method of your own that writes.
+    ) -> AbstractAsyncContextManager[AsyncSession]:
+        """Return the session for a method of your own that writes.
 
         In the block use type(self)(session) instead of self, whose methods would begin
         other transactions. begin_immediate=False suits a single statement.
         """
         if isinstance(self.db, DbContextAsync):
-            async with self.db.transaction(begin_immediate=begin_immediate) as session:
-                yield session
-        else:
-            yield self.db
-            await self.db.flush()  # errors are raised here, and new keys are known
+            return self.db.transaction(begin_immediate=begin_immediate)
+        return flushing(self.db)
 
     async def create(self, row: Model) -> Model:
         """Insert a new row with its children. Raises IntegrityError for a duplicate."""
