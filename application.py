@@ -15,10 +15,8 @@ async def run(users: UserRepositoryAsync) -> None:
     tag = uuid4().hex[:8]  # two demos may run at once
     user = UserDb(name="Ada Lovelace", email=f"Ada.{tag}@example.com")
     user.tax_account = TaxAccount(number=f"TAX-{tag}")
-    user.salaries = [
-        Salary(amount=Decimal("4200.00"), paid_on=date(2026, 1, 31)),
-        Salary(amount=Decimal("150.50"), paid_on=date(2026, 2, 28)),
-    ]
+    for amount in (Decimal("4200.00"), Decimal("150.50")):
+        user.salaries.append(Salary(amount=amount, paid_on=date(2026, 1, 31)))
     await users.create(user)
     print(f"Created  user {user.id}: {user.name} <{user.email}>")
 

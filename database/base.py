@@ -15,8 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 big_integer = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 Id = Annotated[int, mapped_column(big_integer, primary_key=True)]
 
-# An amount: `price: Mapped[Money]`. SQLite has no decimal type. A float keeps twelve
-# digits. Round a sum before you compare it in SQL.
+# An amount: `price: Mapped[Money]`. SQLite has no decimals. A float keeps 12 digits.
 sqlite_money = sa.Float(asdecimal=True, decimal_return_scale=2)
 money = sa.Numeric(12, 2).with_variant(sqlite_money, "sqlite")
 Money = Annotated[Decimal, mapped_column(money)]
@@ -26,10 +25,7 @@ varchar_enum = sa.Enum(enum.Enum, native_enum=False, length=50, validate_strings
 
 
 class UtcDateTime(sa.TypeDecorator[datetime]):
-    """A timezone-aware datetime, which comes back in UTC.
-
-    SQLite and MySQL would silently drop the time zone.
-    """
+    """A timezone-aware datetime in UTC. SQLite and MySQL would drop the time zone."""
 
     mysql_type = mysql.DATETIME(fsp=6)  # with microseconds
     impl = sa.DateTime(timezone=True).with_variant(mysql_type, "mysql", "mariadb")
@@ -69,10 +65,7 @@ class Base(DeclarativeBase):
 
 
 class Versioned:
-    """Optimistic locking: `class Company(Versioned, Base)`.
-
-    If two people read a row and change it, the second gets StaleDataError.
-    """
+    """Optimistic locking: a change of an outdated row raises StaleDataError."""
 
     version_id: Mapped[int] = mapped_column(server_default="1")
 

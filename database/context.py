@@ -16,10 +16,7 @@ from database.session import ReadSession, commit, is_retryable, read_options, ro
 
 
 class DbContext:
-    """An engine and its sessions. Make one per process, and share it between threads.
-
-    Keyword arguments go to create_engine().
-    """
+    """An engine and its sessions, one per process. `options` go to create_engine()."""
 
     def __init__(self, url: str | URL, **options: Any) -> None:
         self.engine = create_engine(**engine_options(url, options))

@@ -16,10 +16,7 @@ from database.session import ReadSession, commit, is_retryable, read_options, ro
 
 
 class DbContextAsync:
-    """An engine and its sessions. Make one per process, and share it between tasks.
-
-    Keyword arguments go to create_async_engine().
-    """
+    """An engine and its sessions, one per process. `options` go to create_engine()."""
 
     def __init__(self, url: str | URL, **options: Any) -> None:
         self.engine = create_async_engine(**engine_options(url, options))

@@ -11,10 +11,6 @@ from weakref import WeakSet
 from sqlalchemy import URL, Connection, Engine, ExceptionContext, event, make_url
 from sqlalchemy.exc import ArgumentError, InvalidatePoolError, InvalidRequestError
 
-# Errors after which MySQL has rolled back the transaction: a changed snapshot, a
-# deadlock, and a savepoint that no longer exists.
-MYSQL_ROLLED_BACK = (1020, 1213, 1305)
-
 
 def engine_options(url: str | URL, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments for create_engine(): `options` win over the defaults."""
@@ -27,12 +23,12 @@ def engine_options(url: str | URL, options: Mapping[str, Any]) -> dict[str, Any]
         connect_args = {"autocommit": False, "timeout": 30}
     connect_args |= options.get("connect_args", {})
     # hide_parameters keeps personal data out of logs and error messages.
-    defaults = {"hide_parameters": True}
-    return {**defaults, **options, "url": url, "connect_args": connect_args}
+    options = {"hide_parameters": True, **options}
+    return {**options, "url": url, "connect_args": connect_args}
 
 
 def configure(engine: Engine) -> None:
-    """Add the event listeners that keep its connections and transactions sound."""
+    """Add the event listeners that are defined below."""
     engines.add(engine)
     event.listen(engine, "begin", finish)
     event.listen(engine, "begin_twophase", finish)
@@ -114,15 +110,13 @@ def refuse_commit(connection: Connection) -> None:
     if connection.info.get("statement") in ("failed", "running"):
         connection.invalidate()
         raise InvalidRequestError(
-            "can't commit after a failed statement: "
-            "use begin_nested() around what may fail"
+            "a statement failed or still runs: use begin_nested() around what may fail"
         )
 
 
 def close_if_broken(context: ExceptionContext) -> None:
-    # If the database rolls back by itself (a deadlock on MySQL, a full disk on SQLite),
-    # later statements would be stored alone. If COMMIT or ROLLBACK fails, the pool
-    # would reuse the connection with its transaction open.
+    # If the database rolls back by itself, later statements would be stored alone. If
+    # COMMIT or ROLLBACK fails, the pool would reuse an open transaction.
     connection, dialect = context.connection, context.dialect
     if connection is None or connection.closed or connection.invalidated:
         return
@@ -138,8 +132,10 @@ def close_if_broken(context: ExceptionContext) -> None:
         connection.info["statement"] = "failed" if is_failed else "finished"
     if (
         (context.statement is None and context.execution_context is None)
+        # a full disk
         or (dialect.name == "sqlite" and not dbapi.driver_connection.in_transaction)
-        or (error.args and error.args[0] in MYSQL_ROLLED_BACK)
+        # MySQL: a changed snapshot, a deadlock, a savepoint that no longer exists
+        or (error.args and error.args[0] in (1020, 1213, 1305))
     ):
         context.is_disconnect = True
         context.invalidate_pool_on_disconnect = False

@@ -47,10 +47,7 @@ def is_retryable(error: SQLAlchemyError) -> bool:
 
 
 class ReadSession(Session):
-    """A Session that refuses to flush, and to execute insert(), update() or delete().
-
-    It does not look into text(), bulk_*() methods, or statements on its connection().
-    """
+    """A Session that refuses to flush, and to execute insert(), update(), delete()."""
 
 
 @event.listens_for(ReadSession, "before_flush")

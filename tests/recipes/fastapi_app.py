@@ -19,6 +19,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 import composition_root
 from database.models import UserDb
+from repositories.user_repository_async import UserRepositoryAsync
 
 Id = Annotated[int, Path(lt=2**63)]
 
@@ -85,7 +86,7 @@ async def create_users(forms: list[NewUser]) -> list[UserDb]:
     # One transaction: all of the users are stored, or none. It commits before the
     # response is sent. By default, a dependency with `yield` would commit after that.
     async with db.transaction() as session:
-        users = composition_root.create_user_repository_async(session)
+        users = UserRepositoryAsync(session)
         return [await users.create(UserDb(**form.model_dump())) for form in forms]
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 import composition_root
 from database.models import UserDb
+from repositories.user_repository import UserRepository
 
 Json = dict[str, Any]
 
@@ -60,7 +61,7 @@ def create_users() -> tuple[list[Json], int]:
     # One transaction: all of the users are stored, or none. It commits before the
     # response is sent.
     with db.transaction() as session:
-        users = composition_root.create_user_repository(session)
+        users = UserRepository(session)
         new = [users.create(fill(UserDb(), form)) for form in request.get_json()]
     return [show(user) for user in new], 201
 
