@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from database.base import Base
 from database.engine import configure, engine_options
-from database.session import ReadSession, commit, is_retryable, read_options, roll_back
+from database.session import ReadSession, close, commit, is_retryable, read_options
 
 
 class DbContext:
@@ -47,9 +47,8 @@ class DbContext:
             session.connection(execution_options=options)
             yield session
             commit(session)
-        except BaseException:
-            roll_back(session)
-            raise
+        finally:
+            close(session)
 
     def run_transaction[T](self, work: Callable[[Session], T], attempts: int = 20) -> T:
         """Run work(session) in a transaction, and return its result.

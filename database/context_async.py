@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 
 from database.base import Base
 from database.engine import configure, engine_options
-from database.session import ReadSession, commit, is_retryable, read_options, roll_back
+from database.session import ReadSession, close, commit, is_retryable, read_options
 
 
 class DbContextAsync:
@@ -49,9 +49,8 @@ class DbContextAsync:
             await session.connection(execution_options=options)
             yield session
             await session.run_sync(commit)
-        except BaseException:
-            await session.run_sync(roll_back)
-            raise
+        finally:
+            await session.run_sync(close)
 
     async def run_transaction[T](
         self, work: Callable[[AsyncSession], Awaitable[T]], attempts: int = 20

@@ -14,17 +14,15 @@ CONFLICTS = {"40001", "40P01", 1213, 1205, 1020}
 
 
 def commit(session: Session) -> None:
-    """Commit and close. Raises InvalidRequestError if another task runs a statement."""
+    """Commit. Raises InvalidRequestError if another task runs a statement."""
     connection: Any = session.get_bind()
     # Raise before COMMIT: SQLAlchemy does not roll back after a COMMIT that failed.
     if session.in_transaction() and connection.info.get("statement") == "running":
         raise InvalidRequestError("a statement is running: do tasks share a session?")
     session.commit()
-    session.close()
-    connection.close()
 
 
-def roll_back(session: Session) -> None:
+def close(session: Session) -> None:
     """Roll back and close, even if another task still uses the session."""
     connection: Any = session.get_bind()
     try:
