@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from contextlib import redirect_stdout
+from io import StringIO
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -11,35 +13,24 @@ ROOT = Path(__file__).parents[1]
 # Importing takes most of a command's time. The fork server does it only once.
 processes = get_context("forkserver")
 modules = ["tests.commands", "sqlalchemy.orm", "psycopg", "pymysql"]
-modules += [f"sqlalchemy.dialects.{name}" for name in ("mysql", "postgresql", "sqlite")]
 processes.set_forkserver_preload(modules)
 
 
-class Alembic:
-    """A running command, such as "upgrade head"."""
-
-    def __init__(self, words: str, folder: Path, url: str) -> None:
-        self.output = f"{folder}/{os.urandom(4).hex()}"
-        arguments = (words, folder, self.output, url)
-        self.process = processes.Process(target=run, args=arguments)
-        self.process.start()
-
-    def wait(self, status: int = 0) -> tuple[str, str]:
-        """Return what went to stdout and stderr. Fail if the exit status differs."""
-        self.process.join(120)
-        out, err = (Path(f"{self.output}.{number}").read_text() for number in (1, 2))
-        assert self.process.exitcode == status, err
-        return out, err
+def alembic(command: str, folder: Path, url: str, at_once: int = 1) -> str:
+    """Return what a command prints, such as "upgrade head". Raise what it raises."""
+    arguments = (command, folder, url)
+    with processes.Pool(at_once) as pool:
+        return "".join(pool.starmap_async(run, [arguments] * at_once).get(120))
 
 
-def run(words: str, folder: Path, output: str, url: str) -> None:
-    for number in (1, 2):  # stdout and stderr
-        os.dup2(os.open(f"{output}.{number}", os.O_WRONLY | os.O_CREAT), number)
+def run(command: str, folder: Path, url: str) -> str:
     os.environ["DB_SYNC_CONNECTION_STRING"] = url
     # Nobody listens here. The synchronous URL wins.
     os.environ["DB_CONNECTION_STRING"] = "postgresql+asyncpg://nobody@127.0.0.1:1/name"
     os.chdir(folder)
-    main(words.split(), prog="alembic")
+    with redirect_stdout(StringIO()) as output:
+        main(["--raiseerr", *command.split()])
+    return output.getvalue()
 
 
 def copy_of_template(folder: Path) -> Path:

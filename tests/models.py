@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import ForeignKey, MetaData, String, UniqueConstraint, text
-from sqlalchemy.orm import Mapped, mapped_column, relationship
+from sqlalchemy.orm import Mapped, mapped_column
 
 from database.base import Base, Id, Versioned
 from database.models import Salary, TaxAccount, UserDb
@@ -20,7 +20,6 @@ class Own(Base):
 
 class Color(enum.Enum):
     RED = "red"
-    BLUE = "blue"
 
 
 class Note(Own):
@@ -81,31 +80,6 @@ class Dog(Animal):
     __mapper_args__: Any = {"polymorphic_identity": "dog"}
 
     id: Mapped[Id] = mapped_column(ForeignKey("animals.id", ondelete="CASCADE"))
-
-
-class Order(Versioned, Own):
-    """A model whose children have children."""
-
-    __tablename__ = "orders"
-
-    id: Mapped[Id]
-    title: Mapped[str] = mapped_column(String(20))
-    items: Mapped[list["Item"]] = relationship(cascade="all, delete-orphan")
-
-
-class Item(Versioned, Own):
-    __tablename__ = "items"
-
-    id: Mapped[Id]
-    order_id: Mapped[int] = mapped_column(ForeignKey("orders.id", ondelete="CASCADE"))
-    parts: Mapped[list["Part"]] = relationship(cascade="all, delete-orphan")
-
-
-class Part(Own):
-    __tablename__ = "parts"
-
-    id: Mapped[Id]
-    item_id: Mapped[int] = mapped_column(ForeignKey("items.id", ondelete="CASCADE"))
 
 
 def a_user(n: int = 1, **values: Any) -> UserDb:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from select import select
-from socket import IPPROTO_TCP, TCP_NODELAY, create_connection
+from socket import create_connection
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from threading import Thread
 from typing import cast
@@ -32,8 +32,6 @@ class Connection(BaseRequestHandler):
         # A client that is killed resets its connection.
         with suppress(ConnectionError), create_connection(proxy.target) as server:
             others = {client: server, server: client}
-            for end in others:
-                end.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
             last = server
             while True:
                 for end in select(others, [], [])[0]:

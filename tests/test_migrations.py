@@ -1,19 +1,20 @@
 """Alembic as a command, on every database, with the template's models and others."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, NullPool, create_engine, make_url
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable, DDLElement
 
 from database.context import DbContext
-from tests.commands import ROOT, Alembic, copy_of_template
-from tests.conftest import DRIVERS, MYSQL, SQLITE, NewUrl
+from tests.commands import ROOT, alembic, copy_of_template
+from tests.conftest import DRIVERS, SQLITE, NewUrl
 from tests.models import a_family
 
-only_sqlite = pytest.mark.parametrize("project", SQLITE, indirect=True)
 HEAD = str(ScriptDirectory(str(ROOT / "database/migrations")).get_current_head())
 REVISION = """
 import time
@@ -33,7 +34,6 @@ import enum
 import uuid
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from database.base import Base
@@ -52,11 +52,6 @@ class Note(Base):
     __tablename__ = "notes"
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
     code: Mapped[str] = mapped_column(Code, primary_key=True)
-    name: Mapped[str] = mapped_column(sa.String(20), unique=True)
-    parent: Mapped[str | None] = mapped_column(sa.ForeignKey("notes.name"))
-    title: Mapped[str] = mapped_column(sa.String(30))
-    document = mapped_column(sa.JSON().with_variant(JSONB(), "postgresql"))
-    words = mapped_column(sa.JSON().with_variant(ARRAY(sa.String(9)), "postgresql"))
     color: Mapped[Color]
 """
 
@@ -69,26 +64,12 @@ class Project:
         self.models = self.folder / "database/models.py"
         self.versions = self.folder / "database/migrations/versions"
         self.url, self.head = url, HEAD
-        options: Any = {"poolclass": NullPool, "isolation_level": "AUTOCOMMIT"}
-        self.engine = create_engine(url, **options)
+        self.engine = create_engine(url, poolclass=NullPool)
 
-    def alembic(self, *commands: str, status: int = 0) -> tuple[str, str]:
-        """Return what the last command wrote to stdout and stderr."""
-        output = "", ""
-        for command in commands:
-            output = Alembic(command, self.folder, self.url).wait(status)
-        return output
-
-    def upgrade_at_once(self, processes: int) -> None:
-        arguments = ("upgrade head", self.folder, self.url)
-        for command in [Alembic(*arguments) for _ in range(processes)]:
-            command.wait()
-
-    def replace_models(self, models: str) -> None:
-        """Replace the template's models, and remove its revision."""
-        self.models.write_text(models)
-        for file in self.versions.glob("*.py"):
-            file.unlink()
+    def alembic(self, *commands: str, at_once: int = 1) -> str:
+        """Return what the commands print."""
+        run = partial(alembic, folder=self.folder, url=self.url, at_once=at_once)
+        return "".join(map(run, commands))
 
     def add_revision(self, *lines: str) -> None:
         """Write a revision that follows the last one."""
@@ -99,13 +80,12 @@ class Project:
 
     def execute(self, *statements: str) -> list[Any]:
         """Return the rows of the last statement."""
-        rows: list[Any] = []
-        options = {"no_parameters": True}  # % stays as it is
+        *others, query = statements
         with self.engine.connect() as connection:
-            for sql in statements:
-                result = connection.exec_driver_sql(sql, execution_options=options)
-                rows = list(result) if result.returns_rows else []
-        return rows
+            connection.execution_options(no_parameters=True)  # % stays as it is
+            for sql in others:
+                connection.exec_driver_sql(sql).close()
+            return list(connection.exec_driver_sql(query))
 
     def schema(self) -> str:
         """Return the statements that create the tables and their indexes."""
@@ -134,62 +114,35 @@ def test_the_schema_at_head_is_that_of_the_models(project: Project) -> None:
 
 def test_types_enums_and_keys_of_ones_own_migrate(project: Project) -> None:
     """A revision imports its types. An enum can be created twice, and added."""
-    project.replace_models(MODELS)
+    for demo in project.versions.glob("*.py"):
+        demo.unlink()
+    project.models.write_text(MODELS)
     project.alembic("revision --autogenerate -m one", "upgrade head")
-
-    longer = MODELS.replace("String(30)", "String(200)")
-    project.models.write_text(f"{longer}    second_color: Mapped[Color | None]\n")
+    project.models.write_text(f"{MODELS}    second_color: Mapped[Color | None]\n")
     project.alembic("revision --autogenerate -m two", "upgrade head", "downgrade base")
     assert project.schema() == ""
     project.alembic("upgrade head", "check")
-    assert "title VARCHAR(200) NOT NULL" in project.schema()
     assert "second_color VARCHAR(50)" in project.schema()
     [file] = project.versions.glob("*_two.py")
     assert '"SQLite copies tables" in database/README.md' in file.read_text()
 
 
-@only_sqlite
-def test_an_index_that_is_not_compared_is_named(project: Project) -> None:
-    index = 'sa.Index("uq_notes_title", sa.func.lower(Note.title), unique=True)'
-    project.replace_models(f"{MODELS}\n{index}\n")
-    for command in ("revision --autogenerate -m one", "check"):
-        _, err = project.alembic(command)
-        assert "expression-based index 'uq_notes_title'" in err
-        project.alembic("upgrade head")
-
-
-def test_constraints_are_dropped_by_their_names(project: Project) -> None:
-    project.add_revision(
-        'with op.batch_alter_table("users") as batch_op:',
-        '    batch_op.drop_constraint("uq_users_email", "unique")',
-        'with op.batch_alter_table("salaries") as batch_op:',
-        '    batch_op.drop_constraint("fk_salaries_user_id_users", "foreignkey")',
-        '    batch_op.drop_index("ix_salaries_user_id")',
-    )
-    project.alembic("upgrade head")
-    names = ("uq_users_email", "fk_salaries_user_id_users", "ix_salaries_user_id")
-    assert not [name for name in names if name in project.schema()]
-
-
-@only_sqlite
-def test_a_batch_copy_keeps_rows_children_and_autoincrement(project: Project) -> None:
-    tables = ("users", "tax_accounts", "salaries")
-    kept = [f"SELECT * FROM {table}" for table in tables]
-    kept.append("SELECT 1 FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%'")
+@pytest.mark.parametrize("project", SQLITE, indirect=True)
+def test_a_batch_copy_keeps_children_and_autoincrement(project: Project) -> None:
+    family = "SELECT name, amount FROM users JOIN salaries ON users.id = user_id"
     project.alembic("upgrade head")
     with DbContext(project.url) as db, db.transaction() as session:
         session.add(a_family())
-    before = [project.execute(query) for query in kept]
-    assert all(before)
-
     project.add_revision(
         'options = {"sqlite_autoincrement": True}',
         'with op.batch_alter_table("users", table_kwargs=options) as batch_op:',
         '    batch_op.alter_column("name", type_=sa.String(120))',
     )
     project.alembic("upgrade head")
-    assert "name VARCHAR(120) NOT NULL" in project.schema()
-    assert [project.execute(query) for query in kept] == before
+    assert project.execute(family) == [("User 1", 1), ("User 1", 2)]
+    [(users,)] = project.execute("SELECT sql FROM sqlite_master WHERE name = 'users'")
+    assert "name VARCHAR(120) NOT NULL" in users
+    assert "AUTOINCREMENT" in users
 
 
 @pytest.mark.parametrize("project", DRIVERS[:2], indirect=True)
@@ -207,58 +160,42 @@ def test_a_revision_that_fails_leaves_nothing_behind(project: Project) -> None:
         '    batch_op.alter_column("name", type_=sa.String(120))',
         'op.execute("UPDATE nowhere SET name = 1")',
     )
-    _, err = project.alembic("upgrade head", status=1)
-    assert "UPDATE nowhere" in err
+    with pytest.raises(DBAPIError, match="UPDATE nowhere"):
+        project.alembic("upgrade head")
     assert project.schema() == before
     assert project.execute("SELECT name FROM users") == [("User 1",)]
 
 
-@only_sqlite
-def test_several_processes_migrate_a_new_database(project: Project) -> None:
+def test_processes_that_migrate_at_once_wait_for_each_other(project: Project) -> None:
+    """Waiting does not block the concurrent index. On SQLite a commit ends the lock."""
     project.add_revision("time.sleep(0.5)", 'op.drop_column("users", "name")')
-    project.upgrade_at_once(3)
-
-
-def test_processes_wait_for_a_revision_that_commits(project: Project) -> None:
-    """Waiting does not block the concurrent index. On SQLite the lock is lost."""
+    project.alembic("upgrade head", at_once=3)
     project.add_revision(
-        'op.add_column("users", sa.Column("nickname", sa.String(50)))',
         "with op.get_context().autocommit_block():",
         "    time.sleep(1)",
-        '    op.create_index("ix", "users", ["name"], postgresql_concurrently=True)',
+        '    op.create_index("ix", "users", ["email"], postgresql_concurrently=True)',
     )
-    project.upgrade_at_once(1 if "sqlite" in project.url else 3)
-
-
-@only_sqlite
-def test_two_heads_are_reported_as_such(project: Project) -> None:
-    project.alembic("revision --head base -m second")
-    _, err = project.alembic("upgrade head", status=255)
-    assert "Multiple head revisions are present" in err
+    project.alembic("upgrade head", at_once=1 if "sqlite" in project.url else 3)
 
 
 def test_a_sql_script_runs_on_its_database(project: Project) -> None:
     """A driver that takes %s for a parameter wants % doubled. A script does not."""
     project.add_revision(
-        'label = sa.Column("label", sa.String(20), server_default="50%")',
-        'table = op.create_table("discounts", sa.Column("id", sa.Integer()), label)',
-        """op.execute("INSERT INTO discounts VALUES (7, '100%')")""",
+        'table = op.create_table("discounts", sa.Column("label", sa.String(20)))',
+        """op.execute("INSERT INTO discounts VALUES ('100%')")""",
         'op.execute(sa.insert(table).values(label="75%"))',
     )
-    script, _ = project.alembic("upgrade head --sql")
+    script = project.alembic("upgrade head --sql")
     labels = project.execute(
         *filter(str.strip, script.split(";\n")),
-        "INSERT INTO discounts (id) VALUES (9)",
         "SELECT label FROM discounts ORDER BY label",
     )
-    assert labels == [("100%",), ("50%",), ("75%",)]
+    assert labels == [("100%",), ("75%",)]
 
 
-@pytest.mark.parametrize("project", MYSQL, indirect=True)
+@pytest.mark.parametrize("project", DRIVERS[1:2], indirect=True)
 def test_a_password_contains_a_percent_sign(project: Project) -> None:
-    """alembic.ini would take it for an interpolation."""
-    url = make_url(project.url).set(username="percent", password="p%@ss")
-    grant = f"GRANT ALL ON {url.database}.* TO percent@localhost"
-    project.execute(f"{grant} IDENTIFIED BY 'p%@ss'")
+    """alembic.ini would take it for an interpolation. This server accepts any."""
+    url = make_url(project.url).set(password="p%@ss")
     project.url = url.render_as_string(hide_password=False)
     project.alembic("upgrade head")

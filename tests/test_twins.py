@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.twins import WORDS, synchronous
+from tests.twins import synchronous
 
 ROOT = Path(__file__).parents[1]
 TWINS = ["database/context", "repositories/repository", "repositories/user_repository"]
@@ -31,9 +31,3 @@ def test_a_folder_imports_nothing_from_outside(folder: str) -> None:
     for path in (ROOT / folder).glob("*.py"):
         imports = rf"^\s*(from|import) ({OUTSIDE[folder]})\b"
         assert not re.search(imports, path.read_text(), re.MULTILINE), path
-
-
-def test_every_word_of_the_translation_is_used() -> None:
-    folders = [ROOT / folder for folder in ("database", "repositories", "tests/stacks")]
-    code = "".join(path.read_text() for f in folders for path in f.glob("*.py"))
-    assert [word for word, _ in WORDS if not re.search(word, code, re.MULTILINE)] == []

@@ -6,6 +6,7 @@ in both stacks. test_twins.py compares the template's own twins in the same way.
 """
 
 import re
+import shutil
 from pathlib import Path
 
 TESTS = Path(__file__).parent
@@ -30,7 +31,6 @@ WORDS = [
     (r"\.sync_engine\b", ""),
     (r"\bsqlite\+aiosqlite\b", "sqlite"),
     (r"\btests\.stacks\b", "tests.stacks_sync"),
-    (r"\bbetween tasks\b", "between threads"),
 ]
 
 
@@ -42,11 +42,8 @@ def synchronous(code: str) -> str:
 
 def write_synchronous_tests() -> None:
     folder = TESTS / "stacks_sync"
-    folder.mkdir(exist_ok=True)
-    sources = [p for p in (TESTS / "stacks").glob("*.py") if "_async" not in p.name]
-    for old in {path.name for path in folder.glob("*.py")} - {p.name for p in sources}:
-        (folder / old).unlink()
-    for path in sources:
-        twin, code = folder / path.name, synchronous(path.read_text())
-        if not twin.exists() or twin.read_text() != code:
-            twin.write_text(code)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for path in (TESTS / "stacks").glob("*.py"):
+        if "_async" not in path.name:
+            (folder / path.name).write_text(synchronous(path.read_text()))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import event, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm.interfaces import ORMOption
 
 from database.base import Base
@@ -40,14 +40,3 @@ async def names(db: Db) -> list[str]:
 async def count(db: Db, model: type[Base]) -> int | None:
     async with db.read_session() as session:
         return await session.scalar(select(func.count()).select_from(model))
-
-
-def statements_of(db: Db) -> list[str]:
-    """Return a list to which each statement is added from now on."""
-    statements: list[str] = []
-
-    @event.listens_for(db.engine.sync_engine, "before_cursor_execute")
-    def add(*args: Any) -> None:
-        statements.append(args[2])
-
-    return statements

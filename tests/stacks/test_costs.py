@@ -36,9 +36,7 @@ async def cost(proxy: Proxy, call: Any, *values: Any) -> int:
 async def test_round_trips(proxy: Proxy, proxied: Db) -> None:
     async def read_then_update(id: int) -> None:
         async with proxied.transaction() as session:
-            found = await read(Users(session), id)
-            found.name = "C"
-            await Users(session).update(found)
+            (await read(Users(session), id)).name = "C"
 
     users = Users(proxied)
     reads, writes, both = [0], [0], 0
@@ -60,14 +58,10 @@ async def test_round_trips(proxy: Proxy, proxied: Db) -> None:
     assert reads == [1 if "postgresql" in proxy.url else 3] * 3
     assert writes == [3, 3, 3]
     assert both == 4
-    # A dialect may have used a second connection to look around.
-    assert proxy.connections <= 2
 
 
 @on_a_server
-async def test_a_connection_is_pinged_only_after_an_idle_second(
-    proxy: Proxy, proxied: Db
-) -> None:
+async def test_only_idle_connections_are_pinged(proxy: Proxy, proxied: Db) -> None:
     users, used = Users(proxied), 0
     for _ in range(10):
         used = await cost(proxy, users.get_page)

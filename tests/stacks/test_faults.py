@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -22,7 +22,7 @@ from database.models import UserDb
 from tests.conftest import MYSQL_ASYNC, SERVERS_ASYNC, SQLITE_ASYNC, SYNC_DRIVERS
 from tests.models import a_family, a_user
 from tests.servers import Server
-from tests.stacks.helpers import Db, Users, names, read, statements_of
+from tests.stacks.helpers import Db, Users, names, read
 
 on_a_server = pytest.mark.parametrize("url", SERVERS_ASYNC, indirect=True)
 on_mysql = pytest.mark.parametrize("url", MYSQL_ASYNC, indirect=True)
@@ -52,45 +52,38 @@ def hang_up(server: Connection, connection: Any) -> None:
 
 
 @on_a_server
-async def test_the_server_may_restart_while_connections_are_idle(
-    db: Db, server: Connection, request: pytest.FixtureRequest
-) -> None:
-    name = "postgres" if server.dialect.name == "postgresql" else "mariadb"
-    running: Server = request.getfixturevalue(name)
-    async with Db(db.engine.url) as other:
-        users, others = Users(db), Users(other)
-        await users.get_page()
-        await others.get_page()
-        await asyncio.sleep(1.1)
-        running.stop()
-        running.start()
-        assert await users.get_page() == []
-        await others.create(a_user())
+async def test_the_server_may_restart_when_idle(db: Db, request: Any) -> None:
+    is_postgresql = db.engine.dialect.name == "postgresql"
+    running: Server = request.getfixturevalue(
+        "postgres" if is_postgresql else "mariadb"
+    )
+    users = Users(db)
+    assert await users.get_page() == []
+    await asyncio.sleep(1.1)
+    running.stop()
+    running.start()
+    await users.create(a_user())
     assert await names(db) == ["User 1"]
 
 
 @on_a_server
-@pytest.mark.parametrize("caught", [False, True])
-async def test_a_server_that_hangs_up_in_a_transaction_stores_nothing(
-    db: Db, server: Connection, caught: bool
-) -> None:
-    with pytest.raises((DBAPIError, PendingRollbackError)):
+async def test_a_caught_hang_up_stores_nothing(db: Db, server: Connection) -> None:
+    with pytest.raises(PendingRollbackError):
         async with db.transaction() as session:
             await Users(session).create(a_user(1))
             await session.run_sync(lambda s: hang_up(server, s.connection()))
-            with suppress(*[DBAPIError] * caught):
+            with suppress(DBAPIError):
                 await session.execute(select(UserDb))
             session.add(a_user(2))
     assert await names(db) == []
 
 
 @on_a_server
-async def test_a_server_that_hangs_up_before_commit_makes_it_run_again(
-    db: Db, server: Connection
-) -> None:
+async def test_a_hang_up_before_commit_is_retried(db: Db, server: Connection) -> None:
     async def work(session: AsyncSession) -> None:
         attempts.append(1)
         if len(attempts) == 1:
+            await Users(session).create(a_user(3))
             await session.run_sync(lambda s: hang_up(server, s.connection()))
         session.add(a_user(len(attempts)))
 
@@ -100,9 +93,7 @@ async def test_a_server_that_hangs_up_before_commit_makes_it_run_again(
 
 
 @on_a_server
-async def test_a_server_that_hangs_up_during_commit_is_told_and_not_repeated(
-    db: Db, server: Connection
-) -> None:
+async def test_a_hang_up_during_commit_is_raised(db: Db, server: Connection) -> None:
     async def work(session: AsyncSession) -> None:
         attempts.append(1)
         session.add(a_user())
@@ -117,58 +108,50 @@ async def test_a_server_that_hangs_up_during_commit_is_told_and_not_repeated(
     assert len(attempts) == 1
 
 
+type Deadlock = Callable[[UserDb, UserDb], None]
+
+
 def rename(user: UserDb, name: str) -> Update:
     return update(UserDb).where(UserDb.id == user.id).values(name=name)
 
 
-class Competitor:
-    """A transaction that makes the second statement of another one a deadlock."""
+@pytest.fixture
+def deadlock(server: Connection) -> Iterator[Deadlock]:
+    """Yield a function that makes the next statement of a transaction a deadlock.
 
-    def __init__(self, server: Connection) -> None:
-        self.server, self.thread = server, ThreadPoolExecutor(1)
-        self.connection = server.engine.connect()
-        self.connection.execution_options(isolation_level="READ COMMITTED")
-        self.waiting = Future[Any]()
+    The transaction has locked the first row, and its next statement is for the second.
+    """
+    waiting = "information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+    if server.dialect.name == "postgresql":
+        waiting = "pg_locks WHERE NOT granted"
 
-    def provoke(self, first: UserDb, second: UserDb) -> None:
-        """Lock the second row, and wait for the first one."""
-        waiting = "information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
-        if self.server.dialect.name == "postgresql":
-            waiting = "pg_locks WHERE NOT granted"
-            self.connection.execute(text("SET deadlock_timeout = '1h'"))
-        many = [{"name": "competitor", "email": str(n)} for n in range(50)]
-        self.connection.execute(insert(UserDb), many)  # MySQL gives up the smaller one
-        self.connection.execute(rename(second, "competitor"))
-        wait = rename(first, "competitor")
-        self.waiting = self.thread.submit(self.connection.execute, wait)
-        while not self.server.scalar(text(f"SELECT count(*) FROM {waiting}")):
+    def rename_and_roll_back(user: UserDb) -> None:
+        other.execute(rename(user, "theirs"))
+        other.rollback()
+
+    def provoke(first: UserDb, second: UserDb) -> None:
+        if server.dialect.name == "postgresql":
+            other.execute(text("SET deadlock_timeout = '1h'"))
+        many = [{"name": "theirs", "email": str(n)} for n in range(50)]
+        other.execute(insert(UserDb), many)  # MySQL gives up the smaller transaction
+        other.execute(rename(second, "theirs"))
+        thread.submit(rename_and_roll_back, first)
+        while not server.scalar(text(f"SELECT count(*) FROM {waiting}")):
             time.sleep(0.2)  # MariaDB repeats its answer for 0.1 seconds
 
-    def give_way(self) -> None:
-        self.waiting.result(30)
-        self.connection.rollback()
-
-
-@pytest.fixture
-def competitor(server: Connection) -> Iterator[Competitor]:
-    competitor = Competitor(server)
-    yield competitor
-    competitor.connection.close()
-    competitor.thread.shutdown()
+    with server.engine.connect() as other, ThreadPoolExecutor(1) as thread:
+        other.execution_options(isolation_level="READ COMMITTED")
+        yield provoke
 
 
 @on_a_server
-async def test_a_deadlock_makes_the_transaction_run_again(
-    db: Db, users: Users, competitor: Competitor
-) -> None:
+async def test_a_deadlock_is_retried(db: Db, users: Users, deadlock: Deadlock) -> None:
     async def work(session: AsyncSession) -> None:
         attempts.append(1)
-        if len(attempts) == 2:
-            competitor.give_way()
         session.add(a_user(3))
         await session.execute(rename(one, "mine"))
         if len(attempts) == 1:
-            competitor.provoke(one, two)
+            deadlock(one, two)
         async with session.begin_nested():
             await session.execute(rename(two, "mine"))
 
@@ -182,42 +165,36 @@ async def test_a_deadlock_makes_the_transaction_run_again(
 @on_mysql
 @pytest.mark.parametrize("place", ["in a savepoint", "outside"])
 async def test_a_deadlock_that_is_caught_stores_nothing_on_mysql(
-    db: Db, users: Users, competitor: Competitor, place: str
+    db: Db, users: Users, deadlock: Deadlock, place: str
 ) -> None:
     """MySQL has rolled back the whole transaction, not the savepoint alone."""
     one, two = await users.create_many([a_user(1), a_user(2)])
     with pytest.raises((DBAPIError, InvalidRequestError)):
         async with db.transaction() as session:
             await session.execute(rename(one, "mine"))
-            competitor.provoke(one, two)
+            deadlock(one, two)
             with suppress(DBAPIError):
                 if place == "outside":
                     await session.execute(rename(two, "mine"))
                 async with session.begin_nested():
                     await session.execute(rename(two, "mine"))
             session.add(a_user(3))
-    competitor.give_way()
     assert await names(db) == ["User 1", "User 2"]
 
 
 @on_mysql
-async def test_a_changed_snapshot_that_is_caught_stores_nothing(
-    db: Db, users: Users
-) -> None:
+async def test_a_caught_snapshot_conflict_stores_nothing(db: Db, users: Users) -> None:
     """MariaDB ends the transaction. Later statements would be stored alone."""
     user = await users.create(a_user(1))
     with pytest.raises(PendingRollbackError):
         async with db.transaction() as session:
             await session.execute(text("SET innodb_snapshot_isolation = 1"))
-            await session.commit()
             await session.execute(select(UserDb))
             async with db.engine.begin() as connection:
                 await connection.execute(rename(user, "theirs"))
-            session.add(a_user(2))
-            await session.flush()
             with suppress(DBAPIError):
                 await session.execute(rename(user, "mine"))
-            session.add(a_user(3))
+            session.add(a_user(2))
     assert await names(db) == ["theirs"]
 
 
@@ -242,9 +219,7 @@ async def test_a_full_disk_stores_nothing(url: str, caught: bool) -> None:
 
 
 @on_sqlite
-async def test_a_transaction_that_reads_first_locks_the_file(
-    db: Db, users: Users
-) -> None:
+async def test_a_transaction_locks_the_file_first(db: Db, users: Users) -> None:
     """Without BEGIN IMMEDIATE its write fails at once: "database is locked"."""
     user = await users.create(a_user(1))
     impatient = Db(db.engine.url, connect_args={"timeout": 0.01})
@@ -261,14 +236,19 @@ async def test_a_transaction_that_reads_first_locks_the_file(
 
 
 @on_sqlite
-async def test_an_update_locks_the_file_before_it_removes_children(
-    db: Db, users: Users
-) -> None:
-    user = await users.create(a_family())
-    statements = statements_of(db)
-    user.salaries.pop()
-    await users.update(user)
-    assert statements[1] == "BEGIN IMMEDIATE"
+async def test_an_update_of_children_locks_the_file(db: Db, users: Users) -> None:
+    single, parent = await users.create_many([a_user(1), a_family(2)])
+    statements: list[str] = []
+
+    @event.listens_for(db.engine.sync_engine, "before_cursor_execute")
+    def note(*args: Any) -> None:
+        statements.append(args[2].split(" SET ")[0])
+
+    single.name = "changed"
+    await users.update(single)
+    parent.salaries.pop()
+    await users.update(parent)
+    assert statements[:3] == ["UPDATE users", "COMMIT", "BEGIN IMMEDIATE"]
 
 
 @on_sqlite

@@ -1,38 +1,21 @@
 """Create, read, update and delete, with keys and types of all kinds."""
 
-import uuid
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import IntegrityError, InvalidRequestError, StatementError
 from sqlalchemy.orm import joinedload, load_only, selectinload
 from sqlalchemy.orm.exc import StaleDataError
 
 from database.models import Salary, TaxAccount, UserDb
-from tests import models
 from tests.models import Animal, Color, Country, Dog, Membership, Note, a_family, a_user
-from tests.stacks.helpers import (
-    Db,
-    Users,
-    count,
-    names,
-    read,
-    repository_of,
-    statements_of,
-)
+from tests.stacks.helpers import Db, Users, count, names, read, repository_of
 
 SELECTIN = (selectinload(UserDb.tax_account), selectinload(UserDb.salaries))
 JOINED = (joinedload(UserDb.tax_account), joinedload(UserDb.salaries))
-
-
-async def test_create_returns_the_row_with_its_key(users: Users) -> None:
-    user = a_family()
-    assert await users.create(user) is user
-    assert user.version_id == 1
-    assert (await read(users, user.id)).email == "user1@example.com"
 
 
 async def test_create_refuses_a_duplicate_or_stored_row(db: Db, users: Users) -> None:
@@ -94,17 +77,6 @@ async def test_pages_follow_the_primary_key(users: Users) -> None:
     assert [row.id for row in second] == ids[3:]
 
 
-async def test_update_stores_the_changed_columns_only(db: Db, users: Users) -> None:
-    user = await users.create(a_user())
-    statements = statements_of(db)
-    user.name = "Ada"
-    assert await users.update(user) is user
-    [statement] = statements
-    assert "email" not in statement
-    found = await read(users, user.id)
-    assert (found.name, found.version_id, user.version_id) == ("Ada", 2, 2)
-
-
 async def test_update_stores_the_changes_of_children(db: Db, users: Users) -> None:
     user = await read(users, (await users.create(a_family())).id, *SELECTIN)
     user.salaries.pop(0)
@@ -120,20 +92,6 @@ async def test_update_stores_the_changes_of_children(db: Db, users: Users) -> No
     user.tax_account = None
     await users.update(user)
     assert await count(db, TaxAccount) == 0
-
-
-async def test_update_removes_children_of_children(db: Db) -> None:
-    orders = repository_of(models.Order, db)
-    items = [models.Item(parts=[models.Part(), models.Part()])]
-    id = (await orders.create(models.Order(title="one", items=items))).id
-    parts = selectinload(models.Order.items).selectinload(models.Item.parts)
-    order = await read(orders, id, parts)
-    order.items[0].parts.pop()
-    await orders.update(order)
-    assert await count(db, models.Part) == 1
-    order.items.clear()
-    await orders.update(order)
-    assert await count(db, models.Part) == 0
 
 
 @pytest.mark.parametrize("meanwhile", ["changed", "deleted"])
@@ -168,6 +126,17 @@ async def test_update_refuses_a_row_without_its_version(users: Users) -> None:
         await users.update(partial)
 
 
+async def test_update_refuses_an_object_that_a_failure_has_expired(db: Db) -> None:
+    """It has lost its changes. This one has no version that tells."""
+    notes = repository_of(Note, db)
+    first, second = await notes.create_many([Note(word="a"), Note(word="b")])
+    second.id = first.id
+    with pytest.raises(IntegrityError):
+        await notes.update(second)
+    with pytest.raises(InvalidRequestError, match="read it again"):
+        await notes.update(second)
+
+
 async def test_delete_takes_the_children_along(db: Db, users: Users) -> None:
     first, second = await users.create_many([a_family(1), a_family(2)])
     assert [await users.delete(first.id) for _ in range(2)] == [True, False]
@@ -179,16 +148,12 @@ async def test_a_key_may_be_a_uuid(db: Db) -> None:
     notes = repository_of(Note, db)
     await notes.create_many([Note(word="a"), Note(word="b")])
     first, second = await notes.get_page()
-    assert isinstance(first.id, uuid.UUID)
-    [after_first] = await notes.get_page(after_id=first.id)
-    assert after_first.id == second.id
+    assert [row.id for row in await notes.get_page(after_id=first.id)] == [second.id]
     found = await read(notes, first.id)
-    for word in ("changed", "changed again"):
-        found.word = word
-        await notes.update(found)
-    assert found.edits == 2, "what the database computes can be read"
-    assert await notes.delete(first.id) is True
-    assert await notes.get_by_id(first.id) is None
+    found.word = "changed"
+    assert await notes.update(found) is found
+    assert found.edits == 1, "what the database computes can be read"
+    assert [await notes.delete(first.id) for _ in range(2)] == [True, False]
 
 
 async def test_a_key_may_be_a_string(db: Db) -> None:
@@ -203,8 +168,7 @@ async def test_a_key_may_be_a_string(db: Db) -> None:
     await countries.update(first)
     found = await read(countries, "CH")
     assert (found.version, found.version_id) == ("of 1848", 2)
-    assert await countries.delete("CH") is True
-    assert await countries.get_by_id("CH") is None
+    assert [await countries.delete("CH") for _ in range(2)] == [True, False]
 
 
 async def test_a_key_may_have_two_columns(db: Db) -> None:
@@ -216,7 +180,6 @@ async def test_a_key_may_have_two_columns(db: Db) -> None:
     assert repr(found) == "Membership(1, ada)"
     found.role = "member"
     await members.update(found)
-    assert await members.get_by_id((1, "bob")) is None
     assert [await members.delete((1, "ada")) for _ in range(2)] == [True, False]
     assert await count(db, Membership) == 1
     with pytest.raises(InvalidRequestError, match="one column"):
@@ -243,11 +206,7 @@ async def test_a_model_may_be_a_joined_subclass(db: Db) -> None:
     assert (await dogs.create(Dog(name="Rex"))).id > id
 
 
-async def test_a_datetime_comes_back_in_utc(db: Db, users: Users) -> None:
-    user = await users.create(a_user())
-    found = await read(users, user.id)
-    assert found.created_at == user.created_at
-    assert datetime.now(UTC) - found.created_at < timedelta(minutes=1)
+async def test_a_datetime_comes_back_in_utc(db: Db) -> None:
     notes = repository_of(Note, db)
     summer = datetime(2026, 7, 1, 12, 0, 0, 123456, timezone(timedelta(hours=2)))
     note = await notes.create(Note(word="summer", seen_at=summer))
@@ -281,11 +240,3 @@ async def test_money_is_exact_and_adds_up(db: Db, users: Users) -> None:
         assert await session.scalar(text("SELECT max(amount) > 9 FROM salaries"))
     with pytest.raises(ValueError, match="decimal places"):
         Salary(amount=Decimal("1.999"))
-
-
-async def test_an_insert_statement_needs_no_version(db: Db, users: Users) -> None:
-    async with db.transaction() as session:
-        await session.execute(insert(UserDb).values(name="A", email="a@example.com"))
-    [user] = await users.get_page()
-    assert user.version_id == 1
-    assert user.created_at.tzinfo is UTC

@@ -6,19 +6,10 @@ from typing import Any
 
 import pytest
 from sqlalchemy import delete, insert, select, text, update
-from sqlalchemy.exc import (
-    DBAPIError,
-    IntegrityError,
-    InvalidRequestError,
-    NoResultFound,
-)
-from sqlalchemy.ext.asyncio import (
-    AsyncSession,
-    async_scoped_session,
-    async_sessionmaker,
-)
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import selectinload
-from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.orm.exc import NoResultFound, StaleDataError
 
 from database.models import TaxAccount, UserDb
 from tests.conftest import DRIVERS_ASYNC
@@ -45,19 +36,10 @@ async def test_the_end_of_the_block_commits_and_an_error_rolls_back(db: Db) -> N
             await Users(session).create(a_user(3))
             raise ZeroDivisionError
     assert await names(db) == ["User 1", "User 2"]
-    assert user.name == "User 2", "it stays readable"
-
-
-async def test_the_block_may_commit_or_roll_back_early(db: Db) -> None:
-    async with db.transaction() as session:
-        session.add(a_user(1))
+    async with db.read_session() as session:
+        found = await session.get_one(UserDb, user.id)
         await session.commit()
-    async with db.transaction() as session:
-        session.add(a_user(2))
-        await session.flush()
-        await session.rollback()
-        session.add(a_user(3))
-    assert await names(db) == ["User 1", "User 3"]
+    assert (user.name, found.name) == ("User 2", "User 2"), "they stay readable"
 
 
 async def test_the_block_may_break_a_loop_and_miss_a_row(db: Db, users: Users) -> None:
@@ -67,20 +49,17 @@ async def test_the_block_may_break_a_loop_and_miss_a_row(db: Db, users: Users) -
             user.name = "first"
             break
         with suppress(NoResultFound):
-            (await session.scalars(select(UserDb).filter_by(name="nobody"))).one()
+            await session.get_one(UserDb, 0)
     assert sorted(await names(db)) == ["User 2", "first"]
 
 
-async def test_a_failed_flush_that_is_caught_fails_the_block(
-    db: Db, users: Users
-) -> None:
+async def test_a_caught_flush_error_fails_the_block(db: Db, users: Users) -> None:
     await users.create(a_user(1))
-    for method in (users.writing, db.transaction):
-        with pytest.raises(InvalidRequestError):
-            async with method() as session:
-                session.add(a_user(2))
-                with suppress(IntegrityError):
-                    await Users(session).create(a_user(1))
+    with pytest.raises(InvalidRequestError):
+        async with db.transaction() as session:
+            session.add(a_user(2))
+            with suppress(IntegrityError):
+                await Users(session).create(a_user(1))
     assert await names(db) == ["User 1"]
 
 
@@ -106,9 +85,10 @@ async def test_a_failed_statement_that_is_caught(
         pass  # the connection has forgotten the failure
 
 
-async def test_the_block_goes_on_after_a_rollback(db: Db, users: Users) -> None:
-    await users.create(a_user(1))
+async def test_the_block_goes_on_after_a_commit_or_a_rollback(db: Db) -> None:
     async with db.transaction() as session:
+        session.add(a_user(1))
+        await session.commit()
         with suppress(IntegrityError):
             await session.execute(DUPLICATE)
         await session.rollback()
@@ -119,9 +99,6 @@ async def test_the_block_goes_on_after_a_rollback(db: Db, users: Users) -> None:
 async def test_the_block_goes_on_after_a_failed_savepoint(db: Db, users: Users) -> None:
     await users.create(a_user(1))
     async with db.transaction() as session:
-        with pytest.raises(IntegrityError):
-            async with session.begin_nested():
-                await session.execute(DUPLICATE)
         with pytest.raises(IntegrityError):
             async with session.begin_nested():
                 await Users(session).create(a_user(1))
@@ -147,8 +124,7 @@ async def test_later_options_load_more(db: Db, users: Users) -> None:
         assert len(user.salaries) == 2
         await session.execute(text("DELETE FROM salaries"))
         again = select(UserDb).options(selectinload(UserDb.salaries))
-        again = again.execution_options(populate_existing=True)
-        (await session.scalars(again)).all()
+        await session.scalar(again.execution_options(populate_existing=True))
         assert user.salaries == []
 
 
@@ -164,17 +140,9 @@ async def test_a_failed_commit_leaves_no_trace_on_the_connection(url: str) -> No
         assert await names(db) == ["User 2"]
 
 
-def change_everything(user: UserDb, suffix: str) -> None:
-    user.name += suffix
-    for salary in user.salaries:
-        salary.amount += 1
-    assert user.tax_account
-    user.tax_account.number += suffix
-
-
 EDITS: list[Callable[[UserDb], object]] = [
-    lambda user: change_everything(user, "mine"),
-    lambda user: user.salaries.pop(1),
+    lambda user: setattr(user.salaries[0], "amount", 9),
+    lambda user: user.salaries.pop(0),
     lambda user: setattr(user, "tax_account", None),
     lambda user: setattr(user, "tax_account", TaxAccount(number="new")),
 ]
@@ -186,7 +154,9 @@ async def test_what_a_savepoint_refused_as_stale_is_not_stored_later(
 ) -> None:
     mine = await users.create(a_family())
     theirs = await read(users, mine.id, *CHILDREN)
-    change_everything(theirs, "theirs")
+    theirs.salaries[0].amount += 1
+    assert theirs.tax_account
+    theirs.tax_account.number = "theirs"
     await users.update(theirs)
     edit(mine)
     async with db.transaction() as session:
@@ -194,11 +164,9 @@ async def test_what_a_savepoint_refused_as_stale_is_not_stored_later(
             async with session.begin_nested():
                 await Users(session).update(mine)
     stored = await read(users, theirs.id, *CHILDREN)
-    assert (stored.name, stored.version_id) == (theirs.name, theirs.version_id)
     assert stored.tax_account
-    assert theirs.tax_account
-    assert stored.tax_account.number == theirs.tax_account.number
-    assert [row.amount for row in stored.salaries] == [2, 3]
+    assert stored.tax_account.number == "theirs"
+    assert [row.amount for row in stored.salaries] == [2, 2]
     with pytest.raises(InvalidRequestError, match="read it again"):
         await users.update(mine)
 
@@ -213,30 +181,18 @@ async def test_create_works_again_after_a_rollback(db: Db, users: Users) -> None
         with pytest.raises(InvalidRequestError, match="is new"):
             await users.update(family)
     assert await names(db) == []
-    await users.create(family)
+    assert await users.create(family) is family
     stored = await read(users, family.id, *CHILDREN)
     assert stored.tax_account
     assert [salary.amount for salary in stored.salaries] == [1, 2]
 
 
-async def test_an_expired_object_is_refused(db: Db, users: Users) -> None:
-    user, other = await users.create_many([a_user(1), a_user(2)])
-    user.name, user.email = "changed", other.email
-    with pytest.raises(IntegrityError):
-        await users.update(user)
-    with pytest.raises(InvalidRequestError, match="read it again"):
-        await users.update(user)
-    assert await names(db) == ["User 1", "User 2"]
-
-
 async def test_any_session_suits_a_repository(db: Db) -> None:
     """The objects of this one expire with each commit, and load again."""
-    async with async_sessionmaker(db.engine)() as session:
+    async with AsyncSession(db.engine) as session:
         users = Users(session)
         user = await users.create(a_user())
         await session.commit()
-        await users.update(user)
-        await session.refresh(user)
         user.name = "changed"
         await users.update(user)
         assert await users.get_by_email(" USER1@example.com") is user
@@ -256,12 +212,11 @@ async def test_a_method_of_ones_own_is_one_transaction(db: Db) -> None:
                 for row in rows:
                     await people.create(row)
 
-    await People(db).create_pair(a_user(1), a_user(2))
     with pytest.raises(IntegrityError):
-        await People(db).create_pair(a_user(3), a_user(1))
+        await People(db).create_pair(a_user(1), a_user(1))
     async with db.transaction() as session:
-        await People(session).create_pair(a_user(4), a_user(5))
-    assert await names(db) == ["User 1", "User 2", "User 4", "User 5"]
+        await People(session).create_pair(a_user(2), a_user(3))
+    assert await names(db) == ["User 2", "User 3"]
 
 
 async def test_a_read_session_refuses_to_write(db: Db, users: Users) -> None:
@@ -274,22 +229,13 @@ async def test_a_read_session_refuses_to_write(db: Db, users: Users) -> None:
         async with db.read_session() as session:
             with pytest.raises(InvalidRequestError, match="for reading"):
                 await session.execute(statement)
-    for end in ("flush", "commit"):
-        async with db.read_session() as session:
-            session.add(a_user(3))
-            (await session.get_one(UserDb, user.id)).name = "changed"
-            await session.scalars(select(UserDb))
-            with pytest.raises(InvalidRequestError, match="for reading"):
-                await getattr(session, end)()
-    assert await names(db) == ["User 1"]
-
-
-async def test_a_read_session_keeps_its_objects_readable(db: Db, users: Users) -> None:
-    await users.create(a_user())
     async with db.read_session() as session:
-        user = (await session.scalars(select(UserDb))).one()
-        await session.commit()
-    assert user.name == "User 1"
+        session.add(a_user(3))
+        (await session.get_one(UserDb, user.id)).name = "changed"
+        await session.scalars(select(UserDb))
+        with pytest.raises(InvalidRequestError, match="for reading"):
+            await session.commit()
+    assert await names(db) == ["User 1"]
 
 
 async def test_run_transaction_returns_what_succeeds(db: Db) -> None:
