@@ -12,8 +12,7 @@ from alembic.config import main
 ROOT = Path(__file__).parents[1]
 # Importing takes most of a command's time. The fork server does it only once.
 processes = get_context("forkserver")
-modules = ["tests.commands", "sqlalchemy.orm", "psycopg", "pymysql"]
-processes.set_forkserver_preload(modules)
+processes.set_forkserver_preload(["tests.commands", "psycopg", "pymysql"])
 
 
 def alembic(command: str, folder: Path, url: str, at_once: int = 1) -> str:

@@ -73,7 +73,8 @@ async def test_a_failed_statement_that_is_caught(
     begin = others.get(way, db.transaction)
     await users.create(a_user(1))
     is_postgresql = db.engine.dialect.name == "postgresql"
-    with pytest.raises(InvalidRequestError) if is_postgresql else nullcontext():
+    told = pytest.raises(InvalidRequestError, match="statement failed")
+    with told if is_postgresql else nullcontext():
         async with begin() as session:
             await session.execute(insert(UserDb).values(name="2", email="2"))
             with suppress(DBAPIError):
