@@ -63,9 +63,8 @@ def test_other_errors_keep_their_traceback(tmp_path: Path, pattern: str) -> None
     mistake, message = MISTAKES[pattern]
     folder = copy_of_template(tmp_path / "project")
     [file] = folder.glob(pattern)
-    function = "-> None:\n"
-    code = file.read_text().replace(function, f"{function}    {mistake}\n", 1)
-    file.write_text(code)
+    code = file.read_text()
+    file.write_text(code.replace("-> None:\n", f"-> None:\n    {mistake}\n", 1))
     done = run_main(f"sqlite+aiosqlite:///{tmp_path}/x.db", folder)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
