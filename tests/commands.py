@@ -15,14 +15,8 @@ processes = get_context("forkserver")
 processes.set_forkserver_preload(["tests.commands", "psycopg", "pymysql"])
 
 
-def alembic(command: str, folder: Path, url: str, at_once: int = 1) -> str:
-    """Return what a command prints, such as "upgrade head". Raise what it raises."""
-    arguments = (command, folder, url)
-    with processes.Pool(at_once) as pool:
-        return "".join(pool.starmap_async(run, [arguments] * at_once).get(120))
-
-
 def run(command: str, folder: Path, url: str) -> str:
+    """Return what a command prints, such as "upgrade head". Raise what it raises."""
     os.environ["DB_SYNC_CONNECTION_STRING"] = url
     # Nobody listens here. The synchronous URL wins.
     os.environ["DB_CONNECTION_STRING"] = "postgresql+asyncpg://nobody@127.0.0.1:1/name"

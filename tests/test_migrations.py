@@ -1,6 +1,7 @@
 """Alembic as a command, on every database, with the template's models and others."""
 
-from functools import partial
+from collections.abc import Iterator
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable, DDLElement
 
 from database.context import DbContext
-from tests.commands import ROOT, alembic, copy_of_template
+from tests.commands import ROOT, copy_of_template, processes, run
 from tests.conftest import DRIVERS, SQLITE, NewUrl
 from tests.models import a_family
 
@@ -59,17 +60,20 @@ class Note(Base):
 class Project:
     """A copy of the template, and a database."""
 
-    def __init__(self, folder: Path, url: str) -> None:
-        self.folder = copy_of_template(folder)
+    def __init__(self, folder: Path, url: str, pool: Pool) -> None:
+        self.folder, self.pool = copy_of_template(folder), pool
         self.models = self.folder / "database/models.py"
         self.versions = self.folder / "database/migrations/versions"
         self.url, self.head = url, HEAD
         self.engine = create_engine(url, poolclass=NullPool)
 
     def alembic(self, *commands: str, at_once: int = 1) -> str:
-        """Return what the commands print."""
-        run = partial(alembic, folder=self.folder, url=self.url, at_once=at_once)
-        return "".join(map(run, commands))
+        """Return what the last command prints. Raise what a command raises."""
+        printed = ""
+        for command in commands:
+            arguments = [(command, self.folder, self.url)] * at_once
+            printed = "".join(self.pool.starmap_async(run, arguments, 1).get(120))
+        return printed
 
     def add_revision(self, *lines: str) -> None:
         """Write a revision that follows the last one."""
@@ -97,9 +101,15 @@ class Project:
         return "\n".join(sorted(str(each.compile(self.engine)) for each in statements))
 
 
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    with processes.Pool(3, maxtasksperchild=1) as pool:
+        yield pool
+
+
 @pytest.fixture(params=DRIVERS)
-def project(request: pytest.FixtureRequest, tmp_path: Path, new_url: NewUrl) -> Project:
-    return Project(tmp_path / "project", new_url(request.param))
+def project(request: Any, tmp_path: Path, new_url: NewUrl, pool: Pool) -> Project:
+    return Project(tmp_path / "project", new_url(request.param), pool)
 
 
 def test_the_schema_at_head_is_that_of_the_models(project: Project) -> None:
@@ -149,13 +159,10 @@ def test_a_batch_copy_keeps_children_and_autoincrement(project: Project) -> None
 def test_a_revision_that_fails_leaves_nothing_behind(project: Project) -> None:
     """The revisions before it, which succeeded, are rolled back with it."""
     project.alembic("upgrade head")
-    with DbContext(project.url) as db, db.transaction() as session:
-        session.add(a_family())
     before = project.schema()
     project.add_revision('op.create_table("whole", sa.Column("id", sa.Integer()))')
     project.add_revision(
         'op.create_table("half", sa.Column("id", sa.Integer()))',
-        """op.execute("UPDATE users SET name = 'half'")""",
         'with op.batch_alter_table("users") as batch_op:',
         '    batch_op.alter_column("name", type_=sa.String(120))',
         'op.execute("UPDATE nowhere SET name = 1")',
@@ -163,7 +170,6 @@ def test_a_revision_that_fails_leaves_nothing_behind(project: Project) -> None:
     with pytest.raises(DBAPIError, match="UPDATE nowhere"):
         project.alembic("upgrade head")
     assert project.schema() == before
-    assert project.execute("SELECT name FROM users") == [("User 1",)]
 
 
 def test_processes_that_migrate_at_once_wait_for_each_other(project: Project) -> None:
