@@ -15,6 +15,7 @@ from database.context import DbContext
 
 @contextmanager
 def flushing(session: Session) -> Iterator[Session]:
+    session.flush()  # raises if another task is using the session
     yield session
     session.flush()  # errors are raised here, and new keys are known
 

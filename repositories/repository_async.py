@@ -15,6 +15,7 @@ from database.context_async import DbContextAsync
 
 @asynccontextmanager
 async def flushing(session: AsyncSession) -> AsyncIterator[AsyncSession]:
+    await session.flush()  # raises if another task is using the session
     yield session
     await session.flush()  # errors are raised here, and new keys are known
 

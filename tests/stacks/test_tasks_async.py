@@ -47,6 +47,14 @@ async def test_gathered_calls_raise_and_store_nothing(db: Db) -> None:
         assert await names(db) == []
 
 
+async def test_a_call_that_is_refused_stores_nothing(db: Db) -> None:
+    async with db.transaction() as session:
+        calls = [Users(session).create(a_user(n)) for n in range(3)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    stored = [result.name for result in results if isinstance(result, UserDb)]
+    assert stored == await names(db) == ["User 0"]
+
+
 @pytest.mark.parametrize("error", [None, ZeroDivisionError])
 async def test_tasks_that_outlive_the_block_leave_nothing_half_stored(
     db: Db, error: type[Exception] | None
