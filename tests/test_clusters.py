@@ -197,17 +197,6 @@ async def test_pgbouncer_in_transaction_mode(postgres: Postgres, driver: str) ->
             await asyncio.gather(*(work(db, str(number)) for number in range(15)))
 
 
-def fork_four(read: Callable[[int], None]) -> None:
-    """Let each of four processes read a row of its own."""
-    fork = get_context("fork").Process
-    workers = [fork(target=read, args=[number]) for number in range(2, 6)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(30)
-    assert [worker.exitcode for worker in workers] == [0] * 4
-
-
 @pytest.mark.filterwarnings("ignore:.*fork")
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_forked_workers_read_their_own_rows(new_url: NewUrl, driver: str) -> None:
@@ -219,19 +208,10 @@ def test_forked_workers_read_their_own_rows(new_url: NewUrl, driver: str) -> Non
 
     with DbContext(create_tables(new_url(driver))) as db:
         read(1)
-        fork_four(read)
-
-
-@pytest.mark.filterwarnings("ignore:.*fork")
-def test_forked_workers_with_asyncio_read_their_own_rows(new_url: NewUrl) -> None:
-    async def read(number: int) -> None:
-        query = select(Counter.value).where(Counter.id == number)
-        for _ in range(100):
-            async with db.read_session() as session:
-                assert await session.scalar(query) == number
-
-    db = DbContextAsync(create_tables(new_url("postgresql+asyncpg")))
-    with asyncio.Runner() as runner:
-        runner.run(read(1))
-        fork_four(lambda number: asyncio.run(read(number)))
-        runner.run(db.dispose())
+        fork = get_context("fork").Process
+        workers = [fork(target=read, args=[number]) for number in range(2, 6)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(30)
+        assert [worker.exitcode for worker in workers] == [0] * 4

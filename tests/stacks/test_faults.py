@@ -53,10 +53,8 @@ def hang_up(server: Connection, connection: Any) -> None:
 
 @on_a_server
 async def test_the_server_may_restart_when_idle(db: Db, request: Any) -> None:
-    is_postgresql = db.engine.dialect.name == "postgresql"
-    running: Server = request.getfixturevalue(
-        "postgres" if is_postgresql else "mariadb"
-    )
+    name = "postgres" if db.engine.dialect.name == "postgresql" else "mariadb"
+    running: Server = request.getfixturevalue(name)
     users = Users(db)
     assert await users.get_page() == []
     await asyncio.sleep(1.1)
@@ -180,6 +178,17 @@ async def test_a_deadlock_that_is_caught_stores_nothing_on_mysql(
                     await session.execute(rename(two, "mine"))
             session.add(a_user(3))
     assert await names(db) == ["User 1", "User 2"]
+
+
+@on_mysql
+async def test_a_savepoint_that_the_server_has_ended_stores_nothing(db: Db) -> None:
+    with pytest.raises(PendingRollbackError):
+        async with db.transaction() as session:
+            with suppress(DBAPIError):
+                async with session.begin_nested():
+                    await session.execute(text("ROLLBACK"))
+            session.add(a_user())
+    assert await names(db) == []
 
 
 @on_mysql

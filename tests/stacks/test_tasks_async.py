@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import itertools
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable
+from collections.abc import AsyncIterator, Generator, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -73,14 +73,15 @@ async def test_tasks_that_outlive_the_block_leave_nothing_half_stored(
         over: list[bool] = []
         tasks: list[asyncio.Task[None]] = []
         is_committed = False
-        with suppress(Exception):
-            async with asyncio.timeout(30), db.transaction() as session:
-                writers = [keep_writing(session, numbers) for _ in range(2)]
-                tasks += [asyncio.create_task(writer) for writer in writers]
-                await asyncio.sleep(0.01)
-                if error:
-                    raise error
-            is_committed = True
+        async with asyncio.timeout(30):
+            with suppress(Exception):
+                async with db.transaction() as session:
+                    writers = [keep_writing(session, numbers) for _ in range(2)]
+                    tasks += [asyncio.create_task(writer) for writer in writers]
+                    await asyncio.sleep(0.01)
+                    if error:
+                        raise error
+                is_committed = True
         over.append(True)
         assert (await asyncio.wait(tasks, timeout=10))[1] == set()
         assert is_committed or await names(db) == before
@@ -105,9 +106,7 @@ async def test_a_statement_that_still_runs_prevents_the_commit(db: Db) -> None:
 class Interrupted:
     """Awaits some work, and calls interrupt() when it has been suspended n times."""
 
-    def __init__(
-        self, work: Coroutine[Any, Any, None], n: int, interrupt: Callable[[], object]
-    ) -> None:
+    def __init__(self, work: Any, n: int, interrupt: Any) -> None:
         self.work, self.n, self.interrupt, self.steps = work, n, interrupt, 0
 
     def __await__(self) -> Generator[Any, Any]:

@@ -109,8 +109,9 @@ async def test_the_block_goes_on_after_a_failed_savepoint(db: Db, users: Users) 
 
 async def test_a_session_is_refused_after_its_block(db: Db) -> None:
     async with db.transaction() as session, db.read_session() as read_session:
-        pass
-    for closed in (session, read_session):
+        plain = db.sessionmaker()
+    await plain.close()
+    for closed in (session, read_session, plain):
         with pytest.raises(InvalidRequestError, match="closed"):
             await closed.execute(select(UserDb))
 
@@ -132,11 +133,14 @@ async def test_later_options_load_more(db: Db, users: Users) -> None:
 @pytest.mark.parametrize("url", NOT_MYSQL_ASYNC, indirect=True)
 async def test_a_failed_commit_leaves_no_trace_on_the_connection(url: str) -> None:
     async with Db(url, pool_size=1, max_overflow=0) as db:
-        with pytest.raises(IntegrityError):
-            async with db.transaction() as session:
-                await session.execute(text(CHECKED_BY_COMMIT))
-                await Users(session).create(a_user(1))
-                await session.execute(text("INSERT INTO late VALUES (1, -1)"))
+        begin: Any
+        for begin in (db.transaction, db.engine.connect):
+            with pytest.raises(IntegrityError):
+                async with begin() as session:
+                    await session.execute(text(CHECKED_BY_COMMIT))
+                    await session.execute(DUPLICATE)
+                    await session.execute(text("INSERT INTO late VALUES (1, -1)"))
+                    await session.commit()
         await Users(db).create(a_user(2))
         assert await names(db) == ["User 2"]
 
