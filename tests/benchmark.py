@@ -3,8 +3,7 @@
     uv run --no-group dev --group bench python -m tests.benchmark
 
 All use the same models and the same engine. They take turns in small batches, so that
-a busy machine slows all of them. Each number is a median. main() makes the synchronous
-twin of this module.
+a busy machine slows all of them. Each number is a median.
 """
 
 import asyncio

@@ -30,6 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
         write_synchronous_tests()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.reverse()  # the longest tests, which are in the last files, start first
+
+
 def missing(reason: str) -> NoReturn:
     """Skip the test. Fail it where every database has to be there."""
     if os.environ.get("TEST_EVERY_DATABASE"):
