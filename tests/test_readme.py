@@ -44,6 +44,7 @@ def test_the_map_names_every_file() -> None:
     assert named == others | {*folders}
     for path in (ROOT / "tests").glob("[a-z]*.py"):
         assert f"`{path.name}`" in page("tests/README.md", "These tests")
+    assert len(page("README.md").split()) <= 1300
     for link in re.findall(r"\]\((?!https:)(.*?)\)", page("README.md")):
         assert (ROOT / link).is_file(), link
 

@@ -23,8 +23,7 @@ ROUNDS = 5
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")
 
 
-async def wait_for_connections(db: Db) -> None:
-    """Wait until all connections are back in the pool."""
+async def wait_for_returned_connections(db: Db) -> None:
     assert isinstance(db.engine.pool, QueuePool)
     while db.engine.pool.checkedout():  # noqa: ASYNC110 - the pool has no event
         await asyncio.sleep(0.001)
@@ -36,7 +35,7 @@ async def db(url: str) -> AsyncIterator[Db]:
     async with Db(url, pool_size=2, max_overflow=0, pool_timeout=10) as context:
         yield context
         async with asyncio.timeout(10):
-            await wait_for_connections(context)
+            await wait_for_returned_connections(context)
 
 
 async def test_gathered_calls_raise_and_store_nothing(db: Db) -> None:
@@ -157,7 +156,7 @@ async def test_a_transaction_cancelled_at_any_step_is_stored_whole_or_not_at_all
         while steps >= n:
             n += 1
             steps = await asyncio.create_task(cancelled(n))
-            await wait_for_connections(db)
+            await wait_for_returned_connections(db)
     found = {int(name.removeprefix("User ")) for name in await names(db)}
     assert {2 * n, 2 * n + 1} <= found, "the last one was not cancelled"
     assert {n // 2 for n in found if n % 2} == {n // 2 for n in found if not n % 2}
