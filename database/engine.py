@@ -82,14 +82,14 @@ def finish(connection: Connection, *_: object) -> None:
 
 
 def roll_back(connection: Connection) -> None:
-    # asyncpg and the drivers of MySQL can't roll back while another task's statement
-    # runs. Those of MySQL would mix up the two answers.
+    # psycopg waits for another task's statement before it rolls back. The others can't
+    # roll back then, or mix up the two answers.
     if connection.invalidated:
         return
     refuse_after_rollback(connection)
     if connection.info.get("statement") != "running":
         connection.info["statement"] = "rolled back"
-    elif connection.dialect.driver in ("asyncpg", "aiomysql", "asyncmy", "pymysql"):
+    elif connection.dialect.driver != "psycopg":
         connection.invalidate()
 
 
@@ -108,7 +108,8 @@ def close_if_running(_connection: object, record: Any) -> None:
 def refuse_commit(connection: Connection) -> None:
     # After a failed statement PostgreSQL silently turns COMMIT into ROLLBACK.
     if connection.info.get("statement") in ("failed", "running"):
-        connection.invalidate()
+        if connection.dialect.driver != "psycopg":
+            connection.invalidate()
         raise InvalidRequestError(
             "a statement failed or still runs: use begin_nested() around what may fail"
         )
