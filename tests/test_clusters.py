@@ -126,7 +126,7 @@ async def write_through(disaster: Callable[[], None], urls: list[str]) -> None:
     contexts = [DbContextAsync(url) for url in urls]
 
     async def write() -> None:
-        for key in [uuid4() for _ in range(15)]:
+        for key in [uuid4() for _ in range(8)]:
             while key not in acknowledged:
                 try:
                     db = random.choice(contexts)
@@ -134,7 +134,7 @@ async def write_through(disaster: Callable[[], None], urls: list[str]) -> None:
                     acknowledged.add(key)
                 except (DBAPIError, StaleDataError, OSError):
                     await asyncio.sleep(0.1)
-            if len(acknowledged) == 40:
+            if len(acknowledged) == 20:
                 await asyncio.to_thread(disaster)
 
     async with asyncio.timeout(90):
@@ -142,7 +142,7 @@ async def write_through(disaster: Callable[[], None], urls: list[str]) -> None:
         async with contexts[0].read_session() as session:
             assert set(await session.scalars(select(Note.id))) == acknowledged
             counter = await session.get_one(Counter, 1)
-            assert counter.value - 1 == len(acknowledged) == 120
+            assert counter.value - 1 == len(acknowledged) == 64
         for db in contexts:
             await db.dispose()
 
