@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from database.base import Base
 from database.engine import configure, engine_options
-from database.session import ReadSession, close, is_retryable, read_options
+from database.session import ReadSession, close, commit, is_retryable, read_options
 
 
 class DbContext:
@@ -46,7 +46,7 @@ class DbContext:
             # Begin now. Two tasks that both begin later would collide.
             session.connection(execution_options=options)
             yield session
-            session.commit()
+            commit(session)
         finally:
             close(session)
 

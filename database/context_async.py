@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 
 from database.base import Base
 from database.engine import configure, engine_options
-from database.session import ReadSession, close, is_retryable, read_options
+from database.session import ReadSession, close, commit, is_retryable, read_options
 
 
 class DbContextAsync:
@@ -48,7 +48,7 @@ class DbContextAsync:
             # Begin now. Two tasks that both begin later would collide.
             await session.connection(execution_options=options)
             yield session
-            await session.commit()
+            await session.run_sync(commit)
         finally:
             await session.run_sync(close)
 

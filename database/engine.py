@@ -30,8 +30,8 @@ def engine_options(url: str | URL, options: Mapping[str, Any]) -> dict[str, Any]
 def configure(engine: Engine) -> None:
     """Add the event listeners that are defined below."""
     engines.add(engine)
-    event.listen(engine, "begin", finish)
-    event.listen(engine, "begin_twophase", finish)
+    event.listen(engine, "begin", begin)
+    event.listen(engine, "begin_twophase", begin)
     event.listen(engine, "before_cursor_execute", start)
     event.listen(engine, "after_cursor_execute", finish)
     event.listen(engine, "commit", refuse_commit)
@@ -70,46 +70,55 @@ def begin_immediate(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
+# A rollback waits until the statement of another task or thread is finished. With other
+# drivers it fails, and those of MySQL may mix up the two answers.
+DRIVERS_THAT_WAIT = ("pysqlite", "aiosqlite", "psycopg")
+
+
+def begin(connection: Connection, *_: object) -> None:
+    connection.info.update(running=0, is_failed=False, is_rolled_back=False)
+
+
 def start(connection: Connection, *_: object) -> None:
-    # Two tasks may share a transaction by mistake, in asyncio.gather() for example.
-    # While one of them rolls back, a statement of the other could hang or be stored.
+    # Two tasks may share a transaction by mistake, in asyncio.gather() for example. If
+    # one of them rolls back, a statement of the other could be stored afterwards.
     refuse_after_rollback(connection)
-    connection.info["statement"] = "running"
+    running = connection.info.get("running", 0)
+    if running and connection.dialect.driver in DRIVERS_THAT_WAIT:
+        raise InvalidRequestError("a statement is running: do tasks share a session?")
+    connection.info["running"] = running + 1
 
 
 def finish(connection: Connection, *_: object) -> None:
-    connection.info["statement"] = "finished"
+    running = max(0, connection.info.get("running", 0) - 1)
+    connection.info.update(running=running, is_failed=False)
 
 
 def roll_back(connection: Connection) -> None:
-    # psycopg waits for another task's statement before it rolls back. The others can't
-    # roll back then, or mix up the two answers.
     if connection.invalidated:
         return
     refuse_after_rollback(connection)
-    if connection.info.get("statement") != "running":
-        connection.info["statement"] = "rolled back"
-    elif connection.dialect.driver != "psycopg":
+    connection.info["is_rolled_back"] = True
+    is_waiting = connection.dialect.driver in DRIVERS_THAT_WAIT
+    if connection.info.get("running") and not is_waiting:
         connection.invalidate()
 
 
 def refuse_after_rollback(connection: Connection) -> None:
-    is_rolled_back = connection.info.get("statement") == "rolled back"
-    if is_rolled_back and connection.in_transaction():
+    if connection.info.get("is_rolled_back"):
         raise InvalidRequestError("this transaction was rolled back: is it shared?")
 
 
 def close_if_running(_connection: object, record: Any) -> None:
     # The connection's next user would commit what another task's statement stores.
-    if record.info.get("statement") == "running":
+    if record.info.get("running"):
         record.invalidate()
 
 
 def refuse_commit(connection: Connection) -> None:
     # After a failed statement PostgreSQL silently turns COMMIT into ROLLBACK.
-    if connection.info.get("statement") in ("failed", "running"):
-        if connection.dialect.driver != "psycopg":
-            connection.invalidate()
+    if connection.info.get("is_failed") or connection.info.get("running"):
+        roll_back(connection)
         raise InvalidRequestError(
             "a statement failed or still runs: use begin_nested() around what may fail"
         )
@@ -121,16 +130,18 @@ def close_if_broken(context: ExceptionContext) -> None:
     connection, dialect = context.connection, context.dialect
     if connection is None or connection.closed or connection.invalidated:
         return
-    try:
-        state = connection.info.get("statement")
-    except NotImplementedError:  # SQLAlchemy's own look at a new database
+    error = context.original_exception
+    if isinstance(error, InvalidRequestError):  # see start()
         return
     dbapi: Any = connection.connection
-    error = context.original_exception
-    if context.execution_context and state != "rolled back":
+    if context.execution_context:
+        try:
+            finish(connection)
+        except NotImplementedError:  # SQLAlchemy's own look at a new database
+            return
         is_postgresql = dialect.name == "postgresql"
         is_failed = is_postgresql and not dialect.detect_autocommit_setting(dbapi)
-        connection.info["statement"] = "failed" if is_failed else "finished"
+        connection.info["is_failed"] = is_failed
     if (
         (context.statement is None and context.execution_context is None)
         # a full disk

@@ -1,4 +1,4 @@
-"""How a session closes, what is worth a retry, and sessions for reading."""
+"""How transactions end, what is worth a retry, and sessions for reading."""
 
 import sqlite3
 from collections.abc import Mapping
@@ -11,6 +11,15 @@ from sqlalchemy.orm.exc import StaleDataError
 
 # Deadlocks, serialization failures and lock timeouts on PostgreSQL and MySQL.
 CONFLICTS = {"40001", "40P01", 1213, 1205, 1020}
+
+
+def commit(session: Session) -> None:
+    """Commit. Raises InvalidRequestError if another task runs a statement."""
+    connection: Any = session.get_bind()
+    # Raise before COMMIT: SQLAlchemy does not roll back after a COMMIT that failed.
+    if session.in_transaction() and connection.info.get("running"):
+        raise InvalidRequestError("a statement is running: do tasks share a session?")
+    session.commit()
 
 
 def close(session: Session) -> None:
