@@ -80,8 +80,8 @@ def begin(connection: Connection, *_: object) -> None:
 
 
 def start(connection: Connection, *_: object) -> None:
-    # Two tasks may share a transaction by mistake, in asyncio.gather() for example. If
-    # one of them rolls back, a statement of the other could be stored afterwards.
+    # Two tasks may share a transaction by mistake, in asyncio.gather() for example. A
+    # statement that waits while the other task rolls back would be stored afterwards.
     refuse_after_rollback(connection)
     running = connection.info.get("running", 0)
     if running and connection.dialect.driver in DRIVERS_THAT_WAIT:
