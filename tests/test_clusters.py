@@ -212,6 +212,7 @@ def test_forked_workers_read_their_own_rows(new_url: NewUrl, driver: str) -> Non
         workers = [fork(target=read, args=[number]) for number in range(2, 6)]
         for worker in workers:
             worker.start()
+        read(1)
         for worker in workers:
             worker.join(30)
         assert [worker.exitcode for worker in workers] == [0] * 4
