@@ -22,19 +22,15 @@ class DbContext:
         self.engine = create_engine(**engine_options(url, options))
         configure(self.engine)
         # Objects stay readable after a commit. A session can't be used after its end.
-        self.sessionmaker = sessionmaker(
-            self.engine, expire_on_commit=False, close_resets_only=False
-        )
-        self.read_session = sessionmaker(
-            self.engine.execution_options(**read_options(self.engine, options)),
-            class_=ReadSession,
-            autoflush=False,
-            expire_on_commit=False,
-            close_resets_only=False,
+        settings: Any = {"expire_on_commit": False, "close_resets_only": False}
+        self.sessionmaker: sessionmaker[Session] = sessionmaker(self.engine, **settings)
+        reading = self.engine.execution_options(**read_options(self.engine, options))
+        self.read_session: sessionmaker[Session] = sessionmaker(
+            reading, class_=ReadSession, autoflush=False, **settings
         )
 
     @contextmanager
-    def transaction(self, *, begin_immediate: bool = True) -> Iterator[Session]:
+    def transaction(self, *, immediate: bool = True) -> Iterator[Session]:
         """Yield a Session. Commit at the end, roll back if the block raises.
 
         Raises InvalidRequestError if the block caught an error that prevents a commit.
@@ -42,9 +38,8 @@ class DbContext:
         connection = self.engine.connect()
         session = self.sessionmaker(bind=connection)
         try:
-            options = {"begin_immediate": begin_immediate}
             # Begin now. Two tasks that both begin later would collide.
-            session.connection(execution_options=options)
+            session.connection(execution_options={"begin_immediate": immediate})
             yield session
             commit(session)
         finally:

@@ -22,20 +22,18 @@ class DbContextAsync:
         self.engine = create_async_engine(**engine_options(url, options))
         configure(self.engine.sync_engine)
         # Objects stay readable after a commit. A session can't be used after its end.
-        self.sessionmaker = async_sessionmaker(
-            self.engine, expire_on_commit=False, close_resets_only=False
+        settings: Any = {"expire_on_commit": False, "close_resets_only": False}
+        self.sessionmaker: async_sessionmaker[AsyncSession] = async_sessionmaker(
+            self.engine, **settings
         )
-        self.read_session = async_sessionmaker(
-            self.engine.execution_options(**read_options(self.engine, options)),
-            sync_session_class=ReadSession,
-            autoflush=False,
-            expire_on_commit=False,
-            close_resets_only=False,
+        reading = self.engine.execution_options(**read_options(self.engine, options))
+        self.read_session: async_sessionmaker[AsyncSession] = async_sessionmaker(
+            reading, sync_session_class=ReadSession, autoflush=False, **settings
         )
 
     @asynccontextmanager
     async def transaction(
-        self, *, begin_immediate: bool = True
+        self, *, immediate: bool = True
     ) -> AsyncIterator[AsyncSession]:
         """Yield an AsyncSession. Commit at the end, roll back if the block raises.
 
@@ -44,9 +42,8 @@ class DbContextAsync:
         connection = await self.engine.connect()
         session = self.sessionmaker(bind=connection)
         try:
-            options = {"begin_immediate": begin_immediate}
             # Begin now. Two tasks that both begin later would collide.
-            await session.connection(execution_options=options)
+            await session.connection(execution_options={"begin_immediate": immediate})
             yield session
             await session.run_sync(commit)
         finally:

@@ -2,7 +2,6 @@
 
 import os
 import sqlite3
-from collections.abc import Mapping
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -12,19 +11,18 @@ from sqlalchemy import URL, Connection, Engine, ExceptionContext, event, make_ur
 from sqlalchemy.exc import ArgumentError, InvalidatePoolError, InvalidRequestError
 
 
-def engine_options(url: str | URL, options: Mapping[str, Any]) -> dict[str, Any]:
+def engine_options(url: str | URL, options: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments for create_engine(): `options` win over the defaults."""
     url = make_url(url)
-    connect_args: dict[str, Any] = {}
+    # hide_parameters keeps personal data out of logs and error messages.
+    options = {"url": url, "hide_parameters": True, **options}
     if url.get_backend_name() == "sqlite":
         name = (url.database or "").removeprefix("file:")
         if name in ("", ":memory:") or "memory" in url.query.values():
             raise ArgumentError("use a file: SQLite in memory has one connection only")
-        connect_args = {"autocommit": False, "timeout": 30}
-    connect_args |= options.get("connect_args", {})
-    # hide_parameters keeps personal data out of logs and error messages.
-    options = {"hide_parameters": True, **options}
-    return {**options, "url": url, "connect_args": connect_args}
+        defaults = {"autocommit": False, "timeout": 30}
+        options["connect_args"] = defaults | options.get("connect_args", {})
+    return options
 
 
 def configure(engine: Engine) -> None:
@@ -36,13 +34,12 @@ def configure(engine: Engine) -> None:
     event.listen(engine, "after_cursor_execute", finish)
     event.listen(engine, "commit", refuse_commit)
     event.listen(engine, "rollback", roll_back)
-    event.listen(engine, "checkin", close_if_running)
+    event.listen(engine, "checkin", check_in)
     event.listen(engine, "handle_error", close_if_broken)
+    ping_idle_connections(engine)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", set_pragmas)
         event.listen(engine, "begin", begin_immediate)
-    else:
-        ping_idle_connections(engine)
 
 
 def set_pragmas(connection: Any, _record: object) -> None:
@@ -55,7 +52,6 @@ def set_pragmas(connection: Any, _record: object) -> None:
     with suppress(sqlite3.OperationalError):
         cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("BEGIN")
-    cursor.close()
 
 
 def begin_immediate(connection: Connection) -> None:
@@ -109,10 +105,11 @@ def refuse_after_rollback(connection: Connection) -> None:
         raise InvalidRequestError("this transaction was rolled back: is it shared?")
 
 
-def close_if_running(_connection: object, record: Any) -> None:
+def check_in(_connection: object, record: Any) -> None:
     # The connection's next user would commit what another task's statement stores.
     if record.info.get("running"):
         record.invalidate()
+    record.info["used"] = monotonic()  # see ping_idle_connections()
 
 
 def refuse_commit(connection: Connection) -> None:
@@ -134,11 +131,9 @@ def close_if_broken(context: ExceptionContext) -> None:
     if isinstance(error, InvalidRequestError):  # see start()
         return
     dbapi: Any = connection.connection
-    if context.execution_context:
-        try:
-            finish(connection)
-        except NotImplementedError:  # SQLAlchemy's own look at a new database
-            return
+    # SQLAlchemy's first queries on a new connection run outside of a transaction.
+    if context.execution_context and connection.in_transaction():
+        finish(connection)
         is_postgresql = dialect.name == "postgresql"
         is_failed = is_postgresql and not dialect.detect_autocommit_setting(dbapi)
         connection.info["is_failed"] = is_failed
@@ -156,10 +151,6 @@ def close_if_broken(context: ExceptionContext) -> None:
 def ping_idle_connections(engine: Engine) -> None:
     # A restarted server has closed the pooled connections. pool_pre_ping=True costs a
     # round trip at each checkout, so this tests only those idle for a second.
-    @event.listens_for(engine, "checkin")
-    def note_time(_connection: object, record: Any) -> None:
-        record.info["used"] = monotonic()
-
     @event.listens_for(engine, "checkout")
     def ping(connection: Any, record: Any, _proxy: object) -> None:
         if monotonic() - record.info.get("used", monotonic()) > 1:

@@ -1,7 +1,6 @@
 """How transactions end, what is worth a retry, and sessions for reading."""
 
 import sqlite3
-from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import event
@@ -61,10 +60,9 @@ def refuse_statement(state: ORMExecuteState) -> None:
         refuse_to_write()
 
 
-def read_options(engine: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def read_options(engine: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Return the execution options for reading, unless `options` choose others."""
     # AUTOCOMMIT saves PostgreSQL the round trips of BEGIN and ROLLBACK.
-    chosen = {**options, **engine.get_execution_options()}
-    if engine.dialect.name == "postgresql" and "isolation_level" not in chosen:
-        return {"isolation_level": "AUTOCOMMIT"}
-    return {}
+    if engine.dialect.name != "postgresql" or "isolation_level" in options:
+        return {}
+    return {"isolation_level": "AUTOCOMMIT", **engine.get_execution_options()}

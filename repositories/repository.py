@@ -38,16 +38,14 @@ class Repository[Model: Base]:
             return self.db.read_session()
         return nullcontext(self.db)
 
-    def writing(
-        self, *, begin_immediate: bool = True
-    ) -> AbstractContextManager[Session]:
+    def writing(self, *, immediate: bool = True) -> AbstractContextManager[Session]:
         """Return the session for a method of your own that writes.
 
         In the block use type(self)(session) instead of self, whose methods would begin
-        other transactions. begin_immediate=False suits a single statement.
+        other transactions. immediate=False suits a single statement.
         """
         if isinstance(self.db, DbContext):
-            return self.db.transaction(begin_immediate=begin_immediate)
+            return self.db.transaction(immediate=immediate)
         return flushing(self.db)
 
     def create(self, row: Model) -> Model:
@@ -61,7 +59,7 @@ class Repository[Model: Base]:
         for row in rows:
             if inspect(row).has_identity:
                 raise InvalidRequestError(f"{row} is stored already: use update()")
-        with self.writing(begin_immediate=False) as session:
+        with self.writing(immediate=False) as session:
             session.add_all(rows)
         return rows
 
@@ -90,9 +88,8 @@ class Repository[Model: Base]:
     def update(self, row: Model) -> Model:
         """Store the changes of a row that was read before, and of its children.
 
-        Raises StaleDataError if somebody deleted it in between, or changed it and it is
-        Versioned. Raises InvalidRequestError if it is new, expired by an earlier
-        failure, or was read without its version.
+        Raises StaleDataError if somebody deleted it, or changed it and it is Versioned.
+        Raises InvalidRequestError if it is new or expired, or its version was not read.
         """
         state = inspect(row)
         cascade = state.mapper.cascade_iterator("save-update", state)
@@ -101,7 +98,7 @@ class Repository[Model: Base]:
         if not state.has_identity or any(s.detached for s in unread):
             raise InvalidRequestError(f"{row} is new or expired: read it again")
         # With children, a flush may have to read first.
-        with self.writing(begin_immediate=len(states) > 1) as session:
+        with self.writing(immediate=len(states) > 1) as session:
             session.add(row)
         return row
 
@@ -109,10 +106,9 @@ class Repository[Model: Base]:
         """Delete the row with this primary key, and return whether there was one."""
         mapper = inspect(self.model)
         if mapper.local_table is not mapper.base_mapper.local_table:
-            base = mapper.base_mapper.class_.__name__
-            raise InvalidRequestError(f"delete it through the repository of {base}")
+            raise InvalidRequestError(f"use the repository of {mapper.base_mapper}")
         query = delete(self.model).where(*self.by_key(id))
-        with self.writing(begin_immediate=False) as session:
+        with self.writing(immediate=False) as session:
             result: Any = session.execute(query)
             return bool(result.rowcount)
 
@@ -120,7 +116,6 @@ class Repository[Model: Base]:
         """Return the conditions for the row with this primary key."""
         mapper = inspect(self.model)
         values = id if isinstance(id, tuple) else (id,)
-        return [
-            mapper.get_property_by_column(column).class_attribute == value
-            for column, value in zip(mapper.primary_key, values, strict=True)
-        ]
+        keys = map(mapper.get_property_by_column, mapper.primary_key)
+        pairs = zip(keys, values, strict=True)
+        return [key.class_attribute == value for key, value in pairs]

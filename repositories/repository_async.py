@@ -39,15 +39,15 @@ class RepositoryAsync[Model: Base]:
         return nullcontext(self.db)
 
     def writing(
-        self, *, begin_immediate: bool = True
+        self, *, immediate: bool = True
     ) -> AbstractAsyncContextManager[AsyncSession]:
         """Return the session for a method of your own that writes.
 
         In the block use type(self)(session) instead of self, whose methods would begin
-        other transactions. begin_immediate=False suits a single statement.
+        other transactions. immediate=False suits a single statement.
         """
         if isinstance(self.db, DbContextAsync):
-            return self.db.transaction(begin_immediate=begin_immediate)
+            return self.db.transaction(immediate=immediate)
         return flushing(self.db)
 
     async def create(self, row: Model) -> Model:
@@ -61,7 +61,7 @@ class RepositoryAsync[Model: Base]:
         for row in rows:
             if inspect(row).has_identity:
                 raise InvalidRequestError(f"{row} is stored already: use update()")
-        async with self.writing(begin_immediate=False) as session:
+        async with self.writing(immediate=False) as session:
             session.add_all(rows)
         return rows
 
@@ -90,9 +90,8 @@ class RepositoryAsync[Model: Base]:
     async def update(self, row: Model) -> Model:
         """Store the changes of a row that was read before, and of its children.
 
-        Raises StaleDataError if somebody deleted it in between, or changed it and it is
-        Versioned. Raises InvalidRequestError if it is new, expired by an earlier
-        failure, or was read without its version.
+        Raises StaleDataError if somebody deleted it, or changed it and it is Versioned.
+        Raises InvalidRequestError if it is new or expired, or its version was not read.
         """
         state = inspect(row)
         cascade = state.mapper.cascade_iterator("save-update", state)
@@ -101,7 +100,7 @@ class RepositoryAsync[Model: Base]:
         if not state.has_identity or any(s.detached for s in unread):
             raise InvalidRequestError(f"{row} is new or expired: read it again")
         # With children, a flush may have to read first.
-        async with self.writing(begin_immediate=len(states) > 1) as session:
+        async with self.writing(immediate=len(states) > 1) as session:
             session.add(row)
         return row
 
@@ -109,10 +108,9 @@ class RepositoryAsync[Model: Base]:
         """Delete the row with this primary key, and return whether there was one."""
         mapper = inspect(self.model)
         if mapper.local_table is not mapper.base_mapper.local_table:
-            base = mapper.base_mapper.class_.__name__
-            raise InvalidRequestError(f"delete it through the repository of {base}")
+            raise InvalidRequestError(f"use the repository of {mapper.base_mapper}")
         query = delete(self.model).where(*self.by_key(id))
-        async with self.writing(begin_immediate=False) as session:
+        async with self.writing(immediate=False) as session:
             result: Any = await session.execute(query)
             return bool(result.rowcount)
 
@@ -120,7 +118,6 @@ class RepositoryAsync[Model: Base]:
         """Return the conditions for the row with this primary key."""
         mapper = inspect(self.model)
         values = id if isinstance(id, tuple) else (id,)
-        return [
-            mapper.get_property_by_column(column).class_attribute == value
-            for column, value in zip(mapper.primary_key, values, strict=True)
-        ]
+        keys = map(mapper.get_property_by_column, mapper.primary_key)
+        pairs = zip(keys, values, strict=True)
+        return [key.class_attribute == value for key, value in pairs]

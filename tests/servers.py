@@ -93,7 +93,8 @@ class Postgres(Server):
     def command(self) -> list[str]:
         network = [f"--port={self.port}", "--listen_addresses=127.0.0.1"]
         program = [str(self.programs / "postgres"), "-D", str(self.folder)]
-        return [*program, *network, "--unix_socket_directories="]
+        zone = "--timezone=Asia/Tokyo"  # a datetime comes back in UTC nevertheless
+        return [*program, *network, zone, "--unix_socket_directories="]
 
 
 class MariaDB(Server):
