@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import make_url, select
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.exc import StaleDataError
 
@@ -97,20 +97,6 @@ async def test_ten_tasks_change_one_row(new_url: NewUrl, driver: str) -> None:
             await asyncio.gather(*(db.run_transaction(increment) for _ in range(10)))
         async with db.read_session() as session:
             assert (await session.get_one(Counter, 1)).value == 51
-
-
-@pytest.mark.parametrize("driver", ON_SERVERS)
-async def test_what_cannot_succeed_is_tried_once(new_url: NewUrl, driver: str) -> None:
-    attempts: list[object] = []
-
-    async def create_again(session: AsyncSession) -> None:
-        attempts.append(session)
-        session.add(Counter(id=1, value=0))
-
-    async with DbContextAsync(create_tables(new_url(driver))) as db:
-        with pytest.raises(IntegrityError):
-            await db.run_transaction(create_again)
-    assert len(attempts) == 1
 
 
 async def store_once(key: UUID, session: AsyncSession) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import delete, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import selectinload
-from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.orm.exc import DetachedInstanceError, StaleDataError
 
 from database.models import TaxAccount, UserDb
 from tests.conftest import DRIVERS_ASYNC
@@ -243,14 +243,25 @@ async def test_a_read_session_refuses_to_write(db: Db, users: Users) -> None:
     assert await names(db) == ["User 1"]
 
 
-async def test_run_transaction_returns_what_succeeds(db: Db) -> None:
+async def test_run_transaction_repeats_only_conflicts(db: Db) -> None:
     async def work(session: AsyncSession) -> int:
         calls.append(1)
-        session.add(a_user(len(calls)))
-        if len(calls) == 1:
-            raise StaleDataError("somebody else was faster")
-        return len(calls)
+        session.add(a_user(len(errors)))
+        if errors:
+            raise errors.pop()
+        return 7
 
+    stale, detached = StaleDataError("changed"), DetachedInstanceError("lazy loading")
     calls: list[int] = []
-    assert await db.run_transaction(work) == 2
-    assert await names(db) == ["User 2"]
+    errors: Any = [stale, stale]
+    assert await db.run_transaction(work) == 7
+    assert await names(db) == ["User 0"]
+    with pytest.raises(IntegrityError):  # User 0 is stored already
+        await db.run_transaction(work)
+    assert len(calls) == 4
+    for errors in [InvalidRequestError("a mistake")], [detached, stale]:
+        with pytest.raises(type(errors[0])):
+            await db.run_transaction(work)
+    errors = [stale]
+    with pytest.raises(StaleDataError):
+        await db.run_transaction(work, attempts=1)
