@@ -115,7 +115,6 @@ def check_in(_connection: object, record: Any) -> None:
 def refuse_commit(connection: Connection) -> None:
     # After a failed statement PostgreSQL silently turns COMMIT into ROLLBACK.
     if connection.info.get("is_failed") or connection.info.get("running"):
-        roll_back(connection)
         raise InvalidRequestError(
             "a statement failed or still runs: use begin_nested() around what may fail"
         )
