@@ -28,6 +28,7 @@ type NewUrl = Callable[[str], str]
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # once, not in each process of pytest-xdist
         write_synchronous_tests()
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # it slows commands down
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-# PYTHONDONTWRITEBYTECODE would make each command compile SQLAlchemy again.
 INHERITED = re.compile("HOME$|PATH$|UV_|XDG_")
 
 
