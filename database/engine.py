@@ -36,10 +36,11 @@ def configure(engine: Engine) -> None:
     event.listen(engine, "rollback", roll_back)
     event.listen(engine, "checkin", check_in)
     event.listen(engine, "handle_error", close_if_broken)
-    ping_idle_connections(engine)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", set_pragmas)
         event.listen(engine, "begin", begin_immediate)
+    else:
+        ping_idle_connections(engine)
 
 
 def set_pragmas(connection: Any, _record: object) -> None:

@@ -104,7 +104,7 @@ def test_the_table_counts_the_copied_lines(own: Reader) -> None:
         assert (row, table[row]) == (row, str(code.count("\n")))
 
 
-@pytest.mark.skipif(not os.getenv("TEST_EVERY_DATABASE"), reason="takes long")
+@pytest.mark.skipif(not os.getenv("TEST_EVERY_DATABASE"), reason="slow: see .ci/run")
 def test_a_clone_and_a_new_column(clone: Reader, new_url: NewUrl) -> None:
     steps = re.split(r"^\d+\. ", page("README.md", "From a clone"), flags=re.MULTILINE)
     names = [re.findall(r"(?<!`)`([^`\n]+)`", step) for step in steps]
