@@ -11,7 +11,7 @@ from repositories.user_repository_async import UserRepositoryAsync
 
 
 async def run(users: UserRepositoryAsync) -> None:
-    """Run the demo, and print each step. It leaves no rows behind."""
+    """Run the demo, and print each step."""
     tag = uuid4().hex[:8]  # two demos may run at once
     user = UserDb(name="Ada Lovelace", email=f"Ada.{tag}@example.com")
     user.tax_account = TaxAccount(number=f"TAX-{tag}")

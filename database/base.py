@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import mysql
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# A primary key that the database generates: `id: Mapped[Id]`. SQLite generates keys
-# only for a column whose type is exactly INTEGER.
+# A primary key that the database generates: `id: Mapped[Id]`.
 big_integer = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 Id = Annotated[int, mapped_column(big_integer, primary_key=True)]
 
@@ -20,7 +20,6 @@ sqlite_money = sa.Float(asdecimal=True, decimal_return_scale=2)
 money = sa.Numeric(12, 2).with_variant(sqlite_money, "sqlite")
 Money = Annotated[Decimal, mapped_column(money)]
 
-# An enum is stored as VARCHAR: PostgreSQL's own enum types are hard to migrate.
 varchar_enum = sa.Enum(enum.Enum, native_enum=False, length=50, validate_strings=True)
 
 
@@ -47,7 +46,6 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
 class Base(DeclarativeBase):
     """The base class of all models, which declare their own primary keys."""
 
-    # Every constraint gets a name, so that a migration can drop or alter it.
     metadata = sa.MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -73,11 +71,35 @@ class Versioned:
 # A model's own __table_args__ or __mapper_args__ would replace those of Base.
 @event.listens_for(Base, "instrument_class", propagate=True)
 def set_defaults(mapper: Any, model: type) -> None:
-    if isinstance(mapper.local_table, sa.Table):
+    table = mapper.local_table
+    key = getattr(table, "autoincrement_column", None)
+    if key is not None and (key.type is big_integer or type(key.type) is sa.Integer):
         # Without AUTOINCREMENT, SQLite may give the id of a deleted row to a new one.
-        mapper.local_table.dialect_kwargs["sqlite_autoincrement"] = True
+        table.dialect_kwargs["sqlite_autoincrement"] = True
     if mapper.eager_defaults == "auto":
         # Load what the database computes. Reading it later raises on a detached object.
         mapper.eager_defaults = True
     if issubclass(model, Versioned) and mapper.version_id_col is None:
-        mapper.version_id_col = mapper.local_table.c.version_id
+        if mapper.inherits:  # SQLAlchemy would not compare the versions
+            raise InvalidRequestError(f"Versioned belongs on {mapper.base_mapper}")
+        mapper.version_id_col = table.c.version_id
+
+
+def by_key(model: type[Base], id: Any) -> list[sa.ColumnElement[bool]]:
+    """Return the conditions for the row of this model with this primary key."""
+    mapper = sa.inspect(model)
+    values = id if isinstance(id, tuple) else (id,)
+    keys = map(mapper.get_property_by_column, mapper.primary_key)
+    pairs = zip(keys, values, strict=True)
+    return [key.class_attribute == value for key, value in pairs]
+
+
+def states_to_store(row: Base) -> list[Any]:
+    """Return the states of a row and its children, unless one has lost its changes."""
+    state = sa.inspect(row)
+    cascade = state.mapper.cascade_iterator("save-update", state)
+    states = [state, *(child for *_, child, _ in cascade)]
+    for state in states:
+        if state.detached and (state.expired or "version_id" in state.unloaded):
+            raise InvalidRequestError(f"{state.object} is expired: read it again")
+    return states

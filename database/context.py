@@ -11,8 +11,8 @@ from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from database.base import Base
-from database.engine import configure, engine_options
-from database.session import ReadSession, close, commit, is_retryable, read_options
+from database.engine import configure, engine_options, read_options
+from database.transactions import close, is_retryable
 
 
 class DbContext:
@@ -21,12 +21,12 @@ class DbContext:
     def __init__(self, url: str | URL, **options: Any) -> None:
         self.engine = create_engine(**engine_options(url, options))
         configure(self.engine)
-        # Objects stay readable after a commit. A session can't be used after its end.
-        settings: Any = {"expire_on_commit": False, "close_resets_only": False}
-        self.sessionmaker: sessionmaker[Session] = sessionmaker(self.engine, **settings)
+        self.sessionmaker = sessionmaker(
+            self.engine, expire_on_commit=False, close_resets_only=False
+        )
         reading = self.engine.execution_options(**read_options(self.engine, options))
-        self.read_session: sessionmaker[Session] = sessionmaker(
-            reading, class_=ReadSession, autoflush=False, **settings
+        self.read_session = sessionmaker(
+            reading, autoflush=False, expire_on_commit=False, close_resets_only=False
         )
 
     @contextmanager
@@ -36,12 +36,14 @@ class DbContext:
         Raises InvalidRequestError if the block caught an error that prevents a commit.
         """
         connection = self.engine.connect()
-        session = self.sessionmaker(bind=connection)
+        session = self.sessionmaker(
+            bind=connection, join_transaction_mode="control_fully"
+        )
         try:
             # Begin now. Two tasks that both begin later would collide.
             session.connection(execution_options={"begin_immediate": immediate})
             yield session
-            commit(session)
+            session.commit()
         finally:
             close(session)
 
@@ -51,10 +53,8 @@ class DbContext:
         Retries after a deadlock, a serialization failure, a StaleDataError, or a
         connection that was lost before COMMIT. So `work` must be safe to repeat.
         """
-        attempt = 0
         conflict: SQLAlchemyError | None = None
-        while True:
-            attempt += 1
+        for attempt in range(1, attempts + 1):
             try:
                 with self.transaction() as session:
                     return work(session)
@@ -62,11 +62,11 @@ class DbContext:
                 # `work` may use an object that the conflict has expired.
                 if conflict and type(error) is InvalidRequestError:
                     raise conflict from error
-                if attempt >= attempts or not is_retryable(error):
+                if attempt == attempts or not is_retryable(error):
                     raise
                 conflict = error
-            # Exponential backoff with jitter, so that the same two do not meet again.
             time.sleep(random.uniform(0, min(2, 0.05 * 2**attempt)))
+        raise ValueError("attempts must be at least 1")
 
     def create_all(self) -> None:
         """Create missing tables, for tests. Applications use Alembic."""

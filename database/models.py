@@ -28,7 +28,6 @@ class Salary(Versioned, Base):
 
     @validates("amount")
     def check_amount(self, _key: str, amount: Decimal) -> Decimal:
-        # The databases would silently round it.
         if amount != round(amount, 2):
             raise ValueError(f"{amount} has more than two decimal places")
         return amount
@@ -42,8 +41,7 @@ class UserDb(Versioned, Base):
     email: Mapped[str] = mapped_column(String(254), unique=True)
     created_at: Mapped[datetime] = mapped_column(default=lambda: datetime.now(UTC))
 
-    # lazy="raise": only options such as selectinload() load a relationship.
-    # passive_deletes: the database deletes the children (ON DELETE CASCADE).
+    # Only options such as selectinload() load it. The database deletes the children.
     tax_account: Mapped[TaxAccount | None] = relationship(
         cascade="all, delete-orphan", passive_deletes=True, lazy="raise"
     )

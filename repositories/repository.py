@@ -4,20 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, inspect, select
+from sqlalchemy import delete, inspect, select
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.interfaces import ORMOption
 
-from database.base import Base
+from database.base import Base, by_key, states_to_store
 from database.context import DbContext
-
-
-@contextmanager
-def flushing(session: Session) -> Iterator[Session]:
-    session.flush()  # raises if another task is using the session
-    yield session
-    session.flush()  # errors are raised here, and new keys are known
 
 
 class Repository[Model: Base]:
@@ -38,15 +31,20 @@ class Repository[Model: Base]:
             return self.db.read_session()
         return nullcontext(self.db)
 
-    def writing(self, *, immediate: bool = True) -> AbstractContextManager[Session]:
-        """Return the session for a method of your own that writes.
+    @contextmanager
+    def writing(self, *, immediate: bool = True) -> Iterator[Session]:
+        """Yield the session for a method of your own that writes.
 
         In the block use type(self)(session) instead of self, whose methods would begin
         other transactions. immediate=False suits a single statement.
         """
         if isinstance(self.db, DbContext):
-            return self.db.transaction(immediate=immediate)
-        return flushing(self.db)
+            with self.db.transaction(immediate=immediate) as session:
+                yield session
+        else:
+            self.db.flush()  # raises if another task is using the session
+            yield self.db
+            self.db.flush()  # errors are raised here, and new keys are known
 
     def create(self, row: Model) -> Model:
         """Insert a new row with its children. Raises IntegrityError for a duplicate."""
@@ -59,6 +57,7 @@ class Repository[Model: Base]:
         for row in rows:
             if inspect(row).has_identity:
                 raise InvalidRequestError(f"{row} is stored already: use update()")
+            states_to_store(row)
         with self.writing(immediate=False) as session:
             session.add_all(rows)
         return rows
@@ -69,8 +68,8 @@ class Repository[Model: Base]:
             if not options:
                 return session.get(self.model, id)
             # session.get() ignores the options for an object that it holds already.
-            query = select(self.model).where(*self.by_key(id)).options(*options)
-            return session.scalars(query).unique().one_or_none()
+            query = select(self.model).where(*by_key(self.model, id)).options(*options)
+            return session.scalar(query)
 
     def get_page(
         self, *options: ORMOption, after_id: Any = None, limit: int = 100
@@ -91,12 +90,9 @@ class Repository[Model: Base]:
         Raises StaleDataError if somebody deleted it, or changed it and it is Versioned.
         Raises InvalidRequestError if it is new or expired, or its version was not read.
         """
-        state = inspect(row)
-        cascade = state.mapper.cascade_iterator("save-update", state)
-        states = [state, *(child for *_, child, _ in cascade)]
-        unread = [s for s in states if s.expired or "version_id" in s.unloaded]
-        if not state.has_identity or any(s.detached for s in unread):
-            raise InvalidRequestError(f"{row} is new or expired: read it again")
+        if not inspect(row).has_identity:
+            raise InvalidRequestError(f"{row} is new: use create()")
+        states = states_to_store(row)
         # With children, a flush may have to read first.
         with self.writing(immediate=len(states) > 1) as session:
             session.add(row)
@@ -105,17 +101,9 @@ class Repository[Model: Base]:
     def delete(self, id: Any) -> bool:
         """Delete the row with this primary key, and return whether there was one."""
         mapper = inspect(self.model)
-        if mapper.local_table is not mapper.base_mapper.local_table:
+        if mapper.inherits and not (mapper.single or mapper.concrete):
             raise InvalidRequestError(f"use the repository of {mapper.base_mapper}")
-        query = delete(self.model).where(*self.by_key(id))
+        query = delete(self.model).where(*by_key(self.model, id))
         with self.writing(immediate=False) as session:
             result: Any = session.execute(query)
             return bool(result.rowcount)
-
-    def by_key(self, id: Any) -> list[ColumnElement[bool]]:
-        """Return the conditions for the row with this primary key."""
-        mapper = inspect(self.model)
-        values = id if isinstance(id, tuple) else (id,)
-        keys = map(mapper.get_property_by_column, mapper.primary_key)
-        pairs = zip(keys, values, strict=True)
-        return [key.class_attribute == value for key, value in pairs]

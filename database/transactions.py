@@ -1,0 +1,143 @@
+"""How transactions end: what is refused, what is closed, and what is worth a retry."""
+
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import Connection, Engine, ExceptionContext, event
+from sqlalchemy.exc import DBAPIError, InvalidRequestError, SQLAlchemyError
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.exc import StaleDataError
+
+# Deadlocks, serialization failures and lock timeouts on PostgreSQL and MySQL.
+CONFLICTS = {"40001", "40P01", 1213, 1205, 1020}
+
+# A rollback waits until the statement of another task or thread is finished. With other
+# drivers it fails, and those of MySQL may mix up the two answers.
+DRIVERS_THAT_WAIT = ("pysqlite", "aiosqlite", "psycopg")
+
+
+def close(session: Session) -> None:
+    """Roll back and close, even if another task still uses the session."""
+    connection: Any = session.get_bind()
+    try:
+        # An error here would hide the one that ended the block. session.close() alone
+        # would leave new objects looking like stored ones.
+        for end in (session.rollback, session.close, connection.rollback):
+            with suppress(SQLAlchemyError):
+                end()
+    finally:
+        if connection.invalidated or not connection.info.get("is_closing"):
+            connection.close()
+
+
+def is_retryable(error: SQLAlchemyError) -> bool:
+    """Return whether the transaction that raised this error may succeed in a retry."""
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, StaleDataError)
+    # A COMMIT, which has no statement, may have stored the work before it failed.
+    is_lost = error.connection_invalidated and error.statement is not None
+    orig: Any = error.orig
+    codes = {getattr(orig, "sqlstate", None), *orig.args[:1]}
+    return is_lost or not CONFLICTS.isdisjoint(codes)
+
+
+def watch_transactions(engine: Engine) -> None:
+    """Add the listeners that follow. They note in connection.info what happens."""
+    event.listen(engine, "begin", begin)
+    event.listen(engine, "begin_twophase", begin)
+    event.listen(engine, "before_cursor_execute", start)
+    event.listen(engine, "after_cursor_execute", finish)
+    event.listen(engine, "commit", refuse_commit)
+    event.listen(engine, "rollback", roll_back)
+    event.listen(engine, "checkin", check_in)
+    event.listen(engine, "close", close_once)
+    event.listen(engine, "handle_error", close_if_broken)
+
+
+def begin(connection: Connection, *_: object) -> None:
+    connection.info.update(is_running=False, is_failed=False, is_rolled_back=False)
+
+
+def start(connection: Connection, *_: object) -> None:
+    # Two tasks may share a transaction by mistake, in asyncio.gather() for example. A
+    # statement that waits while the other task rolls back would be stored afterwards.
+    refuse_after_rollback(connection)
+    if connection.info.get("is_running"):
+        raise InvalidRequestError("a statement is running: do tasks share a session?")
+    connection.info["is_running"] = True
+
+
+def finish(connection: Connection, *_: object) -> None:
+    connection.info.update(is_running=False, is_failed=False)
+
+
+def refuse_commit(connection: Connection) -> None:
+    # After a failed statement PostgreSQL silently turns COMMIT into ROLLBACK.
+    if connection.info.get("is_failed") or connection.info.get("is_running"):
+        roll_back(connection)
+        if not connection.invalidated:
+            # SQLAlchemy doesn't roll back after a COMMIT that failed.
+            connection.dialect.do_rollback(connection.connection)
+        raise InvalidRequestError(
+            "a statement failed or still runs: use begin_nested() around what may fail"
+        )
+
+
+def roll_back(connection: Connection) -> None:
+    if connection.invalidated:
+        return
+    refuse_after_rollback(connection)
+    connection.info["is_rolled_back"] = True
+    is_waiting = connection.dialect.driver in DRIVERS_THAT_WAIT
+    if connection.info.get("is_running") and not is_waiting:
+        connection.invalidate()
+
+
+def refuse_after_rollback(connection: Connection) -> None:
+    if connection.info.get("is_rolled_back") or connection.info.get("is_closing"):
+        raise InvalidRequestError("this transaction was rolled back: is it shared?")
+
+
+def check_in(_connection: object, record: Any) -> None:
+    # The connection's next user would commit what another task's statement stores.
+    if record.info.get("is_running") and not record.info.get("is_closing"):
+        record.invalidate()
+
+
+def close_once(_connection: object, record: Any) -> None:
+    # When two tasks close one connection of aiosqlite, one of them waits for good.
+    if record.info.get("is_closing"):
+        raise InvalidRequestError("another task closes this connection")
+    record.info["is_closing"] = True
+
+
+def close_if_broken(context: ExceptionContext) -> None:
+    # If the database rolls back by itself, later statements would be stored alone. If
+    # COMMIT or ROLLBACK fails, the pool would reuse an open transaction.
+    connection, dialect = context.connection, context.dialect
+    if connection is None or connection.closed or connection.invalidated:
+        return
+    try:
+        info = connection.info
+    except NotImplementedError:  # SQLAlchemy's first queries on a new connection
+        return
+    if info.get("is_closing") or (context.statement and info.get("is_rolled_back")):
+        context.is_disconnect = False  # the task that rolled back closes the connection
+        return
+    error = context.original_exception
+    if isinstance(error, InvalidRequestError):  # see start()
+        return
+    dbapi: Any = connection.connection
+    if context.execution_context:
+        is_postgresql = dialect.name == "postgresql"
+        is_failed = is_postgresql and not dialect.detect_autocommit_setting(dbapi)
+        info.update(is_running=False, is_failed=is_failed)
+    if (
+        (context.statement is None and context.execution_context is None)
+        # a full disk
+        or (dialect.name == "sqlite" and not dbapi.driver_connection.in_transaction)
+        # MySQL: a changed snapshot, a deadlock, a savepoint that no longer exists
+        or (error.args and error.args[0] in (1020, 1213))
+        or "SAVEPOINT" in str(error)
+    ):
+        connection.invalidate(error)
