@@ -80,7 +80,7 @@ def set_defaults(mapper: Any, model: type) -> None:
         # Load what the database computes. Reading it later raises on a detached object.
         mapper.eager_defaults = True
     if issubclass(model, Versioned) and mapper.version_id_col is None:
-        if mapper.inherits:  # SQLAlchemy would not compare the versions
+        if mapper.single:  # SQLAlchemy would not compare the versions
             raise InvalidRequestError(f"Versioned belongs on {mapper.base_mapper}")
         mapper.version_id_col = table.c.version_id
 

@@ -1,6 +1,8 @@
 """How transactions end: what is refused, what is closed, and what is worth a retry."""
 
+import asyncio
 from contextlib import suppress
+from threading import get_ident
 from typing import Any
 
 from sqlalchemy import Connection, Engine, ExceptionContext, event
@@ -22,7 +24,7 @@ def close(session: Session) -> None:
     try:
         # An error here would hide the one that ended the block. session.close() alone
         # would leave new objects looking like stored ones.
-        for end in (session.rollback, session.close, connection.rollback):
+        for end in (session.rollback, session.close):
             with suppress(SQLAlchemyError):
                 end()
     finally:
@@ -45,6 +47,7 @@ def watch_transactions(engine: Engine) -> None:
     """Add the listeners that follow. They note in connection.info what happens."""
     event.listen(engine, "begin", begin)
     event.listen(engine, "begin_twophase", begin)
+    event.listen(engine, "before_execute", start)
     event.listen(engine, "before_cursor_execute", start)
     event.listen(engine, "after_cursor_execute", finish)
     event.listen(engine, "commit", refuse_commit)
@@ -55,25 +58,36 @@ def watch_transactions(engine: Engine) -> None:
 
 
 def begin(connection: Connection, *_: object) -> None:
-    connection.info.update(is_running=False, is_failed=False, is_rolled_back=False)
+    connection.info.update(running=None, is_failed=False, is_rolled_back=False)
+
+
+def current_task() -> object:
+    try:
+        return asyncio.current_task() or get_ident()
+    except RuntimeError:
+        return get_ident()
+
+
+def is_shared(connection: Connection) -> bool:
+    return connection.info.get("running") not in (None, current_task())
 
 
 def start(connection: Connection, *_: object) -> None:
     # Two tasks may share a transaction by mistake, in asyncio.gather() for example. A
     # statement that waits while the other task rolls back would be stored afterwards.
     refuse_after_rollback(connection)
-    if connection.info.get("is_running"):
+    if is_shared(connection):
         raise InvalidRequestError("a statement is running: do tasks share a session?")
-    connection.info["is_running"] = True
+    connection.info["running"] = current_task()
 
 
 def finish(connection: Connection, *_: object) -> None:
-    connection.info.update(is_running=False, is_failed=False)
+    connection.info.update(running=None, is_failed=False)
 
 
 def refuse_commit(connection: Connection) -> None:
     # After a failed statement PostgreSQL silently turns COMMIT into ROLLBACK.
-    if connection.info.get("is_failed") or connection.info.get("is_running"):
+    if connection.info.get("is_failed") or is_shared(connection):
         roll_back(connection)
         if not connection.invalidated:
             # SQLAlchemy doesn't roll back after a COMMIT that failed.
@@ -89,19 +103,23 @@ def roll_back(connection: Connection) -> None:
     refuse_after_rollback(connection)
     connection.info["is_rolled_back"] = True
     is_waiting = connection.dialect.driver in DRIVERS_THAT_WAIT
-    if connection.info.get("is_running") and not is_waiting:
+    if connection.info.get("running") and not is_waiting:
         connection.invalidate()
 
 
 def refuse_after_rollback(connection: Connection) -> None:
-    if connection.info.get("is_rolled_back") or connection.info.get("is_closing"):
+    # A session begins before it executes. Only a task that kept the connection doesn't.
+    is_block = "begin_immediate" in connection.get_execution_options()
+    is_open = is_block or connection.in_transaction()
+    if is_open and connection.info.get("is_rolled_back"):
         raise InvalidRequestError("this transaction was rolled back: is it shared?")
 
 
 def check_in(_connection: object, record: Any) -> None:
     # The connection's next user would commit what another task's statement stores.
-    if record.info.get("is_running") and not record.info.get("is_closing"):
+    if record.info.get("running") and not record.info.get("is_closing"):
         record.invalidate()
+    record.info["is_rolled_back"] = False
 
 
 def close_once(_connection: object, record: Any) -> None:
@@ -125,13 +143,11 @@ def close_if_broken(context: ExceptionContext) -> None:
         context.is_disconnect = False  # the task that rolled back closes the connection
         return
     error = context.original_exception
-    if isinstance(error, InvalidRequestError):  # see start()
-        return
     dbapi: Any = connection.connection
-    if context.execution_context:
+    if context.execution_context and not is_shared(connection):
         is_postgresql = dialect.name == "postgresql"
         is_failed = is_postgresql and not dialect.detect_autocommit_setting(dbapi)
-        info.update(is_running=False, is_failed=is_failed)
+        info.update(running=None, is_failed=is_failed)
     if (
         (context.statement is None and context.execution_context is None)
         # a full disk

@@ -6,7 +6,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ForeignKey, MetaData, String, UniqueConstraint, text
+from sqlalchemy import BigInteger, ForeignKey, MetaData, String, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from database.base import Base, Id, Versioned
@@ -51,6 +51,14 @@ class Country(Versioned, Own):
     code: Mapped[str] = mapped_column(String(2), primary_key=True)
     name: Mapped[str] = mapped_column(String(100))
     version: Mapped[str | None] = mapped_column(String(20))
+
+
+class Chat(Own):
+    """A model with a BIGINT as its key, which SQLite doesn't generate."""
+
+    __tablename__ = "chats"
+
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
 
 
 class Membership(Versioned, Own):

@@ -10,7 +10,8 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 
 from tests.conftest import DRIVERS_ASYNC, SERVERS_ASYNC
-from tests.stacks.helpers import Db, Users
+from tests.models import a_user
+from tests.stacks.helpers import Db, Users, names
 
 POSTGRES_ASYNC = [driver for driver in DRIVERS_ASYNC if "postgresql" in driver]
 
@@ -94,6 +95,15 @@ async def test_listeners_of_other_code_may_run_statements(url: str) -> None:
         for _ in range(2):
             async with db.engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
+
+
+async def test_a_statement_before_the_transaction_loses_nothing(db: Db) -> None:
+    @event.listens_for(db.engine.sync_engine, "engine_connect")
+    def use(connection: Connection) -> None:
+        connection.execute(text("SELECT 1"))
+
+    await Users(db).create(a_user())
+    assert await names(db) == ["User 1"]
 
 
 @pytest.mark.parametrize("url", POSTGRES_ASYNC, indirect=True)

@@ -77,6 +77,14 @@ async def test_a_caught_hang_up_stores_nothing(db: Db, server: Connection) -> No
 
 
 @on_a_server
+async def test_a_hang_up_does_not_hide_an_error(db: Db, server: Connection) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with db.transaction() as session:
+            await session.run_sync(lambda s: hang_up(server, s.connection()))
+            raise ZeroDivisionError
+
+
+@on_a_server
 async def test_a_hang_up_before_commit_is_retried(db: Db, server: Connection) -> None:
     async def work(session: AsyncSession) -> None:
         attempts.append(1)
@@ -189,6 +197,17 @@ async def test_a_savepoint_that_the_server_has_ended_stores_nothing(db: Db) -> N
                     await session.execute(text("ROLLBACK"))
             session.add(a_user())
     assert await names(db) == []
+
+
+@on_mysql
+async def test_a_missing_function_does_not_end_the_transaction(db: Db) -> None:
+    """It has the same error number as a missing savepoint."""
+    async with db.transaction() as session:
+        with pytest.raises(DBAPIError):
+            async with session.begin_nested():
+                await session.execute(text("SELECT no_such_function()"))
+        session.add(a_user())
+    assert await names(db) == ["User 1"]
 
 
 @on_mysql
