@@ -80,8 +80,6 @@ def set_defaults(mapper: Any, model: type) -> None:
         # Load what the database computes. Reading it later raises on a detached object.
         mapper.eager_defaults = True
     if issubclass(model, Versioned) and mapper.version_id_col is None:
-        if mapper.single:  # SQLAlchemy would not compare the versions
-            raise InvalidRequestError(f"Versioned belongs on {mapper.base_mapper}")
         mapper.version_id_col = table.c.version_id
 
 
@@ -90,12 +88,14 @@ def by_key(model: type[Base], id: Any) -> list[sa.ColumnElement[bool]]:
     mapper = sa.inspect(model)
     values = id if isinstance(id, tuple) else (id,)
     keys = map(mapper.get_property_by_column, mapper.primary_key)
-    pairs = zip(keys, values, strict=True)
-    return [key.class_attribute == value for key, value in pairs]
+    return [key.class_attribute == v for key, v in zip(keys, values, strict=True)]
 
 
 def states_to_store(row: Base) -> list[Any]:
-    """Return the states of a row and its children, unless one has lost its changes."""
+    """Return the states of a row and its children.
+
+    Raises InvalidRequestError if one has lost its changes, or its version was not read.
+    """
     state = sa.inspect(row)
     cascade = state.mapper.cascade_iterator("save-update", state)
     states = [state, *(child for *_, child, _ in cascade)]

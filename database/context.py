@@ -35,10 +35,8 @@ class DbContext:
 
         Raises InvalidRequestError if the block caught an error that prevents a commit.
         """
-        connection = self.engine.connect()
-        session = self.sessionmaker(
-            bind=connection, join_transaction_mode="control_fully"
-        )
+        conn = self.engine.connect()
+        session = self.sessionmaker(bind=conn, join_transaction_mode="control_fully")
         try:
             # Begin now. Two tasks that both begin later would collide.
             session.connection(execution_options={"begin_immediate": immediate})

@@ -37,10 +37,8 @@ class DbContextAsync:
 
         Raises InvalidRequestError if the block caught an error that prevents a commit.
         """
-        connection = await self.engine.connect()
-        session = self.sessionmaker(
-            bind=connection, join_transaction_mode="control_fully"
-        )
+        conn = await self.engine.connect()
+        session = self.sessionmaker(bind=conn, join_transaction_mode="control_fully")
         try:
             # Begin now. Two tasks that both begin later would collide.
             await session.connection(execution_options={"begin_immediate": immediate})

@@ -48,8 +48,7 @@ def configure(engine: Engine) -> None:
 
 def set_pragmas(connection: Any, _record: object) -> None:
     # SQLite enforces foreign keys only if each connection asks. With a write-ahead log,
-    # readers don't wait for the writer. Setting the log fails on a read-only file, and
-    # while another process sets it.
+    # readers don't wait for the writer. A file that is read-only or locked refuses it.
     cursor = connection.cursor()
     cursor.execute("COMMIT")
     cursor.execute("PRAGMA foreign_keys = ON")
@@ -81,10 +80,9 @@ def ping_idle_connections(engine: Engine) -> None:
     # round trip at each checkout, so this tests only those last used a second ago.
     @event.listens_for(engine, "checkout")
     def ping(connection: Any, record: Any, _proxy: object) -> None:
-        now = monotonic()
-        last_use = record.info.get("last_use", now)
-        record.info["last_use"] = now
-        if now - last_use > 1:
+        idle = monotonic() - record.info.get("last_use", monotonic())
+        record.info["last_use"] = monotonic()
+        if idle > 1:
             try:
                 engine.dialect.do_ping(connection)
             except engine.dialect.loaded_dbapi.Error as error:

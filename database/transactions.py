@@ -7,8 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, SQLAlchemyError
-from sqlalchemy.orm import Session
-from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.orm import Session, exc
 
 # Deadlocks, serialization failures and lock timeouts on PostgreSQL and MySQL.
 CONFLICTS = {"40001", "40P01", 1213, 1205, 1020}
@@ -24,9 +23,9 @@ def close(session: Session) -> None:
     try:
         # An error here would hide the one that ended the block. session.close() alone
         # would leave new objects looking like stored ones.
-        for end in (session.rollback, session.close):
-            with suppress(SQLAlchemyError):
-                end()
+        with suppress(SQLAlchemyError):
+            session.rollback()
+            session.close()
     finally:
         if connection.invalidated or not connection.info.get("is_closing"):
             connection.close()
@@ -35,7 +34,7 @@ def close(session: Session) -> None:
 def is_retryable(error: SQLAlchemyError) -> bool:
     """Return whether the transaction that raised this error may succeed in a retry."""
     if not isinstance(error, DBAPIError):
-        return isinstance(error, StaleDataError)
+        return isinstance(error, exc.StaleDataError)
     # A COMMIT, which has no statement, may have stored the work before it failed.
     is_lost = error.connection_invalidated and error.statement is not None
     orig: Any = error.orig
@@ -62,10 +61,9 @@ def begin(connection: Connection, *_: object) -> None:
 
 
 def current_task() -> object:
-    try:
-        return asyncio.current_task() or get_ident()
-    except RuntimeError:
-        return get_ident()
+    with suppress(RuntimeError):  # no event loop runs in this thread
+        return asyncio.current_task()
+    return get_ident()
 
 
 def is_shared(connection: Connection) -> bool:
@@ -102,13 +100,13 @@ def roll_back(connection: Connection) -> None:
         return
     refuse_after_rollback(connection)
     connection.info["is_rolled_back"] = True
-    is_waiting = connection.dialect.driver in DRIVERS_THAT_WAIT
-    if connection.info.get("running") and not is_waiting:
+    waits = connection.dialect.driver in DRIVERS_THAT_WAIT
+    if connection.info.get("running") and not waits:
         connection.invalidate()
 
 
 def refuse_after_rollback(connection: Connection) -> None:
-    # A session begins before it executes. Only a task that kept the connection doesn't.
+    # The session of transaction() begins before it executes. Another task may not.
     is_block = "begin_immediate" in connection.get_execution_options()
     is_open = is_block or connection.in_transaction()
     if is_open and connection.info.get("is_rolled_back"):
@@ -144,10 +142,10 @@ def close_if_broken(context: ExceptionContext) -> None:
         return
     error = context.original_exception
     dbapi: Any = connection.connection
-    if context.execution_context and not is_shared(connection):
-        is_postgresql = dialect.name == "postgresql"
-        is_failed = is_postgresql and not dialect.detect_autocommit_setting(dbapi)
-        info.update(running=None, is_failed=is_failed)
+    if not is_shared(connection):
+        info["running"] = None
+    if context.execution_context and dialect.name == "postgresql":
+        info["is_failed"] = not dialect.detect_autocommit_setting(dbapi)
     if (
         (context.statement is None and context.execution_context is None)
         # a full disk

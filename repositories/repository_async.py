@@ -57,7 +57,6 @@ class RepositoryAsync[Model: Base]:
         for row in rows:
             if inspect(row).has_identity:
                 raise InvalidRequestError(f"{row} is stored already: use update()")
-            states_to_store(row)
         async with self.writing(immediate=False) as session:
             session.add_all(rows)
         return rows

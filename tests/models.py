@@ -54,7 +54,7 @@ class Country(Versioned, Own):
 
 
 class Chat(Own):
-    """A model with a BIGINT as its key, which SQLite doesn't generate."""
+    """A model that chooses its own key. SQLite generates keys for INTEGER only."""
 
     __tablename__ = "chats"
 

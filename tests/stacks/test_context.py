@@ -76,7 +76,6 @@ async def test_a_new_file_that_is_locked_can_be_opened(tmp_path: Path) -> None:
 
 
 async def test_autocommit_is_refused_on_sqlite(tmp_path: Path) -> None:
-    """It would store nothing, and say nothing."""
     url = f"sqlite+aiosqlite:///{tmp_path}/new.db"
     level: Any = {"isolation_level": "AUTOCOMMIT"}
     for options in (level, {"execution_options": level}):
@@ -85,25 +84,15 @@ async def test_autocommit_is_refused_on_sqlite(tmp_path: Path) -> None:
                 await Users(db).get_page()
 
 
-@pytest.mark.parametrize("url", SERVERS_ASYNC, indirect=True)
-async def test_listeners_of_other_code_may_run_statements(url: str) -> None:
+@pytest.mark.parametrize("name", ["begin", "engine_connect"])
+async def test_listeners_of_other_code_may_run_statements(db: Db, name: str) -> None:
     def use(connection: Connection) -> None:
         connection.execute(text("SELECT 1"))
 
-    async with Db(url) as db:
-        event.listen(db.engine.sync_engine, "begin", use, insert=True)
-        for _ in range(2):
-            async with db.engine.connect() as connection:
-                await connection.execute(text("SELECT 1"))
-
-
-async def test_a_statement_before_the_transaction_loses_nothing(db: Db) -> None:
-    @event.listens_for(db.engine.sync_engine, "engine_connect")
-    def use(connection: Connection) -> None:
-        connection.execute(text("SELECT 1"))
-
-    await Users(db).create(a_user())
-    assert await names(db) == ["User 1"]
+    event.listen(db.engine.sync_engine, name, use, insert=True)
+    for n in range(2):
+        await Users(db).create(a_user(n))
+    assert await names(db) == ["User 0", "User 1"]
 
 
 @pytest.mark.parametrize("url", POSTGRES_ASYNC, indirect=True)

@@ -5,24 +5,13 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import MetaData, func, select, text, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import IntegrityError, InvalidRequestError, StatementError
-from sqlalchemy.orm import Mapped, joinedload, load_only, selectinload
+from sqlalchemy.orm import joinedload, load_only, selectinload
 from sqlalchemy.orm.exc import StaleDataError
 
-from database.base import Base, Id, Versioned
 from database.models import Salary, TaxAccount, UserDb
-from tests.models import (
-    Animal,
-    Chat,
-    Color,
-    Country,
-    Dog,
-    Membership,
-    Note,
-    a_family,
-    a_user,
-)
+from tests.models import Animal, Color, Country, Dog, Membership, Note, a_family, a_user
 from tests.stacks.helpers import Db, Users, count, names, read, repository_of
 
 SELECTIN = (selectinload(UserDb.tax_account), selectinload(UserDb.salaries))
@@ -61,7 +50,6 @@ async def test_the_id_of_a_deleted_row_is_not_given_out_again(users: Users) -> N
 async def test_what_is_missing_is_none_or_nothing(users: Users) -> None:
     assert await users.get_by_id(7) is None
     assert await users.get_by_email("nobody@example.com") is None
-    assert await users.get_page() == []
     assert await users.delete(7) is False
 
 
@@ -129,19 +117,11 @@ async def test_update_refuses_a_row_that_somebody_changed_or_deleted(
 
 
 async def test_update_refuses_a_row_without_its_version(users: Users) -> None:
-    """A flush would read the version of somebody else's change."""
     user = await users.create(a_user())
     partial = await read(users, user.id, load_only(UserDb.name))
     partial.name = "mine"
     with pytest.raises(InvalidRequestError, match="read it again"):
         await users.update(partial)
-
-
-async def test_create_refuses_a_child_without_its_version(db: Db, users: Users) -> None:
-    salary = (await users.create(a_family())).salaries[0]
-    partial = await read(repository_of(Salary, db), salary.id, load_only(Salary.amount))
-    with pytest.raises(InvalidRequestError, match="read it again"):
-        await users.create(a_user(2, salaries=[partial]))
 
 
 async def test_update_refuses_an_object_that_a_failure_has_expired(db: Db) -> None:
@@ -222,22 +202,6 @@ async def test_a_model_may_be_a_joined_subclass(db: Db) -> None:
     assert await animals.delete(id) is True
     assert [await count(db, model) for model in (Animal, Dog)] == [0, 0]
     assert (await dogs.create(Dog(name="Rex"))).id > id
-
-
-async def test_a_key_may_be_a_bigint_that_you_choose(db: Db) -> None:
-    chats = repository_of(Chat, db)
-    await chats.create(Chat(id=-(2**40)))
-    assert await chats.delete(-(2**40))
-
-
-def test_a_subclass_in_the_same_table_cannot_add_a_version() -> None:
-    class Plain(Base):
-        __tablename__ = "plain"
-        metadata = MetaData()
-        id: Mapped[Id]
-
-    with pytest.raises(InvalidRequestError, match="Versioned belongs on"):
-        type("Special", (Versioned, Plain), {})
 
 
 async def test_a_datetime_comes_back_in_utc(db: Db) -> None:
