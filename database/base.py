@@ -11,12 +11,11 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# A primary key that the database generates: `id: Mapped[Id]`.
+# `id: Mapped[Id]` is a key that the database generates, `price: Mapped[Money]` an amount.
 big_integer = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 Id = Annotated[int, mapped_column(big_integer, primary_key=True)]
 
-# An amount: `price: Mapped[Money]`. SQLite has no decimals. A float keeps 12 digits.
-sqlite_money = sa.Float(asdecimal=True, decimal_return_scale=2)
+sqlite_money = sa.Float(asdecimal=True, decimal_return_scale=2)  # keeps 12 digits
 money = sa.Numeric(12, 2).with_variant(sqlite_money, "sqlite")
 Money = Annotated[Decimal, mapped_column(money)]
 
@@ -92,10 +91,7 @@ def by_key(model: type[Base], id: Any) -> list[sa.ColumnElement[bool]]:
 
 
 def states_to_store(row: Base) -> list[Any]:
-    """Return the states of a row and its children.
-
-    Raises InvalidRequestError if one has lost its changes, or its version was not read.
-    """
+    """Return the states of a row and its children. Raises InvalidRequestError."""
     state = sa.inspect(row)
     cascade = state.mapper.cascade_iterator("save-update", state)
     states = [state, *(child for *_, child, _ in cascade)]

@@ -37,8 +37,8 @@ def read_options(engine: Any, options: dict[str, Any]) -> dict[str, Any]:
 def configure(engine: Engine) -> None:
     """Add the event listeners of this file and of transactions.py."""
     engines.add(engine)
-    watch_transactions(engine)
     event.listen(engine, "before_execute", refuse_to_write)
+    watch_transactions(engine)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", set_pragmas)
         event.listen(engine, "begin", begin_immediate)

@@ -41,7 +41,6 @@ class UserDb(Versioned, Base):
     email: Mapped[str] = mapped_column(String(254), unique=True)
     created_at: Mapped[datetime] = mapped_column(default=lambda: datetime.now(UTC))
 
-    # Only options such as selectinload() load it. The database deletes the children.
     tax_account: Mapped[TaxAccount | None] = relationship(
         cascade="all, delete-orphan", passive_deletes=True, lazy="raise"
     )

@@ -9,12 +9,12 @@ from sqlalchemy import Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, SQLAlchemyError
 from sqlalchemy.orm import Session, exc
 
-# Deadlocks, serialization failures and lock timeouts on PostgreSQL and MySQL.
+# PostgreSQL's and MySQL's codes for deadlocks, lock timeouts and changed snapshots
 CONFLICTS = {"40001", "40P01", 1213, 1205, 1020}
 
 # A rollback waits until the statement of another task or thread is finished. With other
 # drivers it fails, and those of MySQL may mix up the two answers.
-DRIVERS_THAT_WAIT = ("pysqlite", "aiosqlite", "psycopg")
+WAITING_DRIVERS = ("pysqlite", "aiosqlite", "psycopg")
 
 
 def close(session: Session) -> None:
@@ -46,7 +46,9 @@ def watch_transactions(engine: Engine) -> None:
     """Add the listeners that follow. They note in connection.info what happens."""
     event.listen(engine, "begin", begin)
     event.listen(engine, "begin_twophase", begin)
-    event.listen(engine, "before_execute", start)
+    event.listen(engine, "before_execute", refuse_after_rollback)
+    if engine.dialect.driver == "aiosqlite":  # it waits for the cursor first
+        event.listen(engine, "before_execute", start)
     event.listen(engine, "before_cursor_execute", start)
     event.listen(engine, "after_cursor_execute", finish)
     event.listen(engine, "commit", refuse_commit)
@@ -66,15 +68,21 @@ def current_task() -> object:
     return get_ident()
 
 
-def is_shared(connection: Connection) -> bool:
-    return connection.info.get("running") not in (None, current_task())
+def is_block(connection: Connection) -> bool:
+    return "begin_immediate" in connection.get_execution_options()
+
+
+def is_shared(info: dict[str, Any]) -> bool:
+    running = info.get("running")
+    is_over = isinstance(running, asyncio.Task) and running.done()
+    return not is_over and running not in (None, current_task())
 
 
 def start(connection: Connection, *_: object) -> None:
     # Two tasks may share a transaction by mistake, in asyncio.gather() for example. A
     # statement that waits while the other task rolls back would be stored afterwards.
     refuse_after_rollback(connection)
-    if is_shared(connection):
+    if is_shared(connection.info):
         raise InvalidRequestError("a statement is running: do tasks share a session?")
     connection.info["running"] = current_task()
 
@@ -85,14 +93,15 @@ def finish(connection: Connection, *_: object) -> None:
 
 def refuse_commit(connection: Connection) -> None:
     # After a failed statement PostgreSQL silently turns COMMIT into ROLLBACK.
-    if connection.info.get("is_failed") or is_shared(connection):
+    if connection.info.get("is_failed") or is_shared(connection.info):
         roll_back(connection)
-        if not connection.invalidated:
-            # SQLAlchemy doesn't roll back after a COMMIT that failed.
+        if not connection.invalidated:  # SQLAlchemy takes a failed COMMIT for done
             connection.dialect.do_rollback(connection.connection)
         raise InvalidRequestError(
             "a statement failed or still runs: use begin_nested() around what may fail"
         )
+    if is_block(connection):
+        connection.info["running"] = current_task()  # nobody may interrupt COMMIT
 
 
 def roll_back(connection: Connection) -> None:
@@ -100,24 +109,27 @@ def roll_back(connection: Connection) -> None:
         return
     refuse_after_rollback(connection)
     connection.info["is_rolled_back"] = True
-    waits = connection.dialect.driver in DRIVERS_THAT_WAIT
-    if connection.info.get("running") and not waits:
+    if is_shared(connection.info) and connection.dialect.driver not in WAITING_DRIVERS:
         connection.invalidate()
 
 
-def refuse_after_rollback(connection: Connection) -> None:
-    # The session of transaction() begins before it executes. Another task may not.
-    is_block = "begin_immediate" in connection.get_execution_options()
-    is_open = is_block or connection.in_transaction()
-    if is_open and connection.info.get("is_rolled_back"):
+def refuse_after_rollback(connection: Connection, *_: object) -> None:
+    # In a block, SQLAlchemy would begin again for a task that kept the connection.
+    is_open = connection.in_transaction()
+    if connection.invalidated:
+        is_over = is_block(connection) and not is_open
+    else:
+        is_open = is_open or is_block(connection)
+        is_over = is_open and connection.info.get("is_rolled_back", False)
+    if is_over:
         raise InvalidRequestError("this transaction was rolled back: is it shared?")
 
 
 def check_in(_connection: object, record: Any) -> None:
     # The connection's next user would commit what another task's statement stores.
-    if record.info.get("running") and not record.info.get("is_closing"):
+    if is_shared(record.info) and not record.info.get("is_closing"):
         record.invalidate()
-    record.info["is_rolled_back"] = False
+    record.info.update(running=None, is_rolled_back=False)
 
 
 def close_once(_connection: object, record: Any) -> None:
@@ -142,15 +154,14 @@ def close_if_broken(context: ExceptionContext) -> None:
         return
     error = context.original_exception
     dbapi: Any = connection.connection
-    if not is_shared(connection):
+    if not is_shared(info):
         info["running"] = None
     if context.execution_context and dialect.name == "postgresql":
         info["is_failed"] = not dialect.detect_autocommit_setting(dbapi)
     if (
         (context.statement is None and context.execution_context is None)
-        # a full disk
+        # SQLite: a full disk. MySQL: a changed snapshot, a deadlock, a lost savepoint
         or (dialect.name == "sqlite" and not dbapi.driver_connection.in_transaction)
-        # MySQL: a changed snapshot, a deadlock, a savepoint that no longer exists
         or (error.args and error.args[0] in (1020, 1213))
         or "SAVEPOINT" in str(error)
     ):

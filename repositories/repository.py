@@ -48,8 +48,7 @@ class Repository[Model: Base]:
 
     def create(self, row: Model) -> Model:
         """Insert a new row with its children. Raises IntegrityError for a duplicate."""
-        self.create_many([row])
-        return row
+        return self.create_many([row])[0]
 
     def create_many(self, rows: Iterable[Model]) -> list[Model]:
         """Insert all of these new rows or none, and return them with their keys."""
@@ -92,7 +91,6 @@ class Repository[Model: Base]:
         if not inspect(row).has_identity:
             raise InvalidRequestError(f"{row} is new: use create()")
         states = states_to_store(row)
-        # With children, a flush may have to read first.
         with self.writing(immediate=len(states) > 1) as session:
             session.add(row)
         return row
