@@ -11,7 +11,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# `id: Mapped[Id]` is a key that the database generates, `price: Mapped[Money]` an amount.
+# `id: Mapped[Id]` is a generated key, `price: Mapped[Money]` is an amount.
 big_integer = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 Id = Annotated[int, mapped_column(big_integer, primary_key=True)]
 

@@ -79,8 +79,7 @@ def is_shared(info: dict[str, Any]) -> bool:
 
 
 def start(connection: Connection, *_: object) -> None:
-    # Two tasks may share a transaction by mistake, in asyncio.gather() for example. A
-    # statement that waits while the other task rolls back would be stored afterwards.
+    # A statement that waits while another task rolls back would be stored afterwards.
     refuse_after_rollback(connection)
     if is_shared(connection.info):
         raise InvalidRequestError("a statement is running: do tasks share a session?")
