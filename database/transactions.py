@@ -46,9 +46,9 @@ def watch_transactions(engine: Engine) -> None:
     """Add the listeners that follow. They note in connection.info what happens."""
     event.listen(engine, "begin", begin)
     event.listen(engine, "begin_twophase", begin)
-    event.listen(engine, "before_execute", refuse_after_rollback)
-    if engine.dialect.driver == "aiosqlite":  # it waits for the cursor first
-        event.listen(engine, "before_execute", start)
+    waits_for_cursor = engine.dialect.driver == "aiosqlite"
+    first = start if waits_for_cursor else refuse_after_rollback
+    event.listen(engine, "before_execute", first)
     event.listen(engine, "before_cursor_execute", start)
     event.listen(engine, "after_cursor_execute", finish)
     event.listen(engine, "commit", refuse_commit)
