@@ -93,6 +93,8 @@ def by_key(model: type[Base], id: Any) -> list[sa.ColumnElement[bool]]:
 def states_to_store(row: Base) -> list[Any]:
     """Return the states of a row and its children. Raises InvalidRequestError."""
     state = sa.inspect(row)
+    if not state.has_identity:
+        raise InvalidRequestError(f"{row} is new: use create()")
     cascade = state.mapper.cascade_iterator("save-update", state)
     states = [state, *(child for *_, child, _ in cascade)]
     for state in states:

@@ -12,23 +12,28 @@ from sqlalchemy.orm import Session, exc
 # PostgreSQL's and MySQL's codes for deadlocks, lock timeouts and changed snapshots
 CONFLICTS = {"40001", "40P01", 1213, 1205, 1020}
 
-# A rollback waits until the statement of another task or thread is finished. With other
-# drivers it fails, and those of MySQL may mix up the two answers.
-WAITING_DRIVERS = ("pysqlite", "aiosqlite", "psycopg")
+# Their ROLLBACK waits for a statement of another task. With other drivers it fails, and
+# those of MySQL may mix up the two answers, so their connection is closed instead.
+WAITING_DRIVERS = ("pysqlite", "psycopg")
 
 
 def close(session: Session) -> None:
     """Roll back and close, even if another task still uses the session."""
     connection: Any = session.get_bind()
     try:
-        # An error here would hide the one that ended the block. session.close() alone
-        # would leave new objects looking like stored ones.
+        # An error here would hide the one that ended the block.
         with suppress(SQLAlchemyError):
+            if not connection.invalidated:
+                task, info = current_task(), connection.info
+                info.update(owner=task, closer=task)
+                is_shared = session.in_transaction() and info["tasks"] - {task}
+                if is_shared and connection.dialect.driver not in WAITING_DRIVERS:
+                    connection.invalidate()
+            # session.close() alone would leave new objects looking like stored ones.
             session.rollback()
             session.close()
     finally:
-        if connection.invalidated or not connection.info.get("is_closing"):
-            connection.close()
+        connection.close()
 
 
 def is_retryable(error: SQLAlchemyError) -> bool:
@@ -43,99 +48,97 @@ def is_retryable(error: SQLAlchemyError) -> bool:
 
 
 def watch_transactions(engine: Engine) -> None:
-    """Add the listeners that follow. They note in connection.info what happens."""
-    event.listen(engine, "begin", begin)
-    event.listen(engine, "begin_twophase", begin)
-    waits_for_cursor = engine.dialect.driver == "aiosqlite"
-    first = start if waits_for_cursor else refuse_after_rollback
-    event.listen(engine, "before_execute", first)
+    """Add the listeners that follow. They keep notes in connection.info.
+
+    `tasks` have run statements: asyncio tasks, or threads. `running` is the one whose
+    statement, COMMIT or ROLLBACK runs now. `owner` opened the connection, and no other
+    task may close it. `closer` ends the transaction, and nobody may use it any more.
+    """
+    event.listen(engine, "checkout", check_out)
+    event.listen(engine, "begin", reset)
+    event.listen(engine, "before_execute", start)
     event.listen(engine, "before_cursor_execute", start)
-    event.listen(engine, "after_cursor_execute", finish)
-    event.listen(engine, "commit", refuse_commit)
-    event.listen(engine, "rollback", roll_back)
+    event.listen(engine, "after_cursor_execute", reset)
+    event.listen(engine, "commit", start_commit)
+    event.listen(engine, "rollback", start_rollback)
     event.listen(engine, "checkin", check_in)
-    event.listen(engine, "close", close_once)
     event.listen(engine, "handle_error", close_if_broken)
 
 
-def begin(connection: Connection, *_: object) -> None:
-    connection.info.update(running=None, is_failed=False, is_rolled_back=False)
-
-
 def current_task() -> object:
-    with suppress(RuntimeError):  # no event loop runs in this thread
+    try:
         return asyncio.current_task()
-    return get_ident()
+    except RuntimeError:  # no event loop runs in this thread
+        return get_ident()
 
 
-def is_block(connection: Connection) -> bool:
-    return "begin_immediate" in connection.get_execution_options()
+def is_running(info: dict[str, Any]) -> bool:
+    return info.get("running") not in (None, current_task())
 
 
-def is_shared(info: dict[str, Any]) -> bool:
-    running = info.get("running")
-    is_over = isinstance(running, asyncio.Task) and running.done()
-    return not is_over and running not in (None, current_task())
+def is_owner(info: dict[str, Any]) -> bool:
+    # When two tasks close one connection of aiosqlite, one of them waits for good.
+    owner = info["owner"]
+    is_alive = isinstance(owner, asyncio.Task) and not owner.done()
+    return not is_alive or owner is current_task()
 
 
-def start(connection: Connection, *_: object) -> None:
-    # A statement that waits while another task rolls back would be stored afterwards.
-    refuse_after_rollback(connection)
-    if is_shared(connection.info):
-        raise InvalidRequestError("a statement is running: do tasks share a session?")
-    connection.info["running"] = current_task()
+def check_out(_connection: object, record: Any, _proxy: object) -> None:
+    record.info.update(owner=current_task(), closer=None, tasks=set(), running=None)
 
 
-def finish(connection: Connection, *_: object) -> None:
+def reset(connection: Connection, *_: object) -> None:
     connection.info.update(running=None, is_failed=False)
 
 
-def refuse_commit(connection: Connection) -> None:
+def start(connection: Connection, *_: object) -> None:
+    # Most drivers can't run two statements at once. One that starts while the block
+    # ends would be stored by the connection's next user, or SQLAlchemy would reconnect.
+    is_open = connection.in_transaction()
+    is_block = "begin_immediate" in connection.get_execution_options()
+    if connection.invalidated and is_block and not is_open:
+        raise InvalidRequestError("this transaction has ended: do tasks share it?")
+    info = connection.info
+    if info["closer"] or (is_open and is_running(info)):
+        raise InvalidRequestError("a statement is running: do tasks share a session?")
+    info["running"] = current_task()
+    info["tasks"].add(info["running"])
+
+
+def start_commit(connection: Connection) -> None:
     # After a failed statement PostgreSQL silently turns COMMIT into ROLLBACK.
-    if connection.info.get("is_failed") or is_shared(connection.info):
-        roll_back(connection)
-        if not connection.invalidated:  # SQLAlchemy takes a failed COMMIT for done
+    info = connection.info
+    is_refused = info["is_failed"] or info["closer"] or is_running(info)
+    info.update(running=current_task(), is_failed=is_refused)
+    if is_refused:
+        # SQLAlchemy takes a refused COMMIT for done, and would not roll back.
+        if connection.dialect.driver in WAITING_DRIVERS:
             connection.dialect.do_rollback(connection.connection)
+        elif is_owner(info):
+            connection.invalidate()
         raise InvalidRequestError(
             "a statement failed or still runs: use begin_nested() around what may fail"
         )
-    if is_block(connection):
-        connection.info["running"] = current_task()  # nobody may interrupt COMMIT
 
 
-def roll_back(connection: Connection) -> None:
-    if connection.invalidated:
+def start_rollback(connection: Connection) -> None:
+    if connection.closed or connection.invalidated:
         return
-    refuse_after_rollback(connection)
-    connection.info["is_rolled_back"] = True
-    if is_shared(connection.info) and connection.dialect.driver not in WAITING_DRIVERS:
+    info, task = connection.info, current_task()
+    must_close = is_running(info) and connection.dialect.driver not in WAITING_DRIVERS
+    if must_close and is_owner(info):
         connection.invalidate()
-
-
-def refuse_after_rollback(connection: Connection, *_: object) -> None:
-    # In a block, SQLAlchemy would begin again for a task that kept the connection.
-    is_open = connection.in_transaction()
-    if connection.invalidated:
-        is_over = is_block(connection) and not is_open
-    else:
-        is_open = is_open or is_block(connection)
-        is_over = is_open and connection.info.get("is_rolled_back", False)
-    if is_over:
-        raise InvalidRequestError("this transaction was rolled back: is it shared?")
+    elif must_close or info["closer"] not in (None, task):
+        info["closer"] = info["owner"]
+        raise InvalidRequestError("a statement is running: do tasks share a session?")
+    elif not is_running(info):
+        info.update(running=task, is_failed=False)
 
 
 def check_in(_connection: object, record: Any) -> None:
-    # The connection's next user would commit what another task's statement stores.
-    if is_shared(record.info) and not record.info.get("is_closing"):
+    # The connection's next user would commit what another thread's statement stores.
+    if is_running(record.info) or record.info.get("is_failed"):
         record.invalidate()
-    record.info.update(running=None, is_rolled_back=False)
-
-
-def close_once(_connection: object, record: Any) -> None:
-    # When two tasks close one connection of aiosqlite, one of them waits for good.
-    if record.info.get("is_closing"):
-        raise InvalidRequestError("another task closes this connection")
-    record.info["is_closing"] = True
 
 
 def close_if_broken(context: ExceptionContext) -> None:
@@ -148,20 +151,22 @@ def close_if_broken(context: ExceptionContext) -> None:
         info = connection.info
     except NotImplementedError:  # SQLAlchemy's first queries on a new connection
         return
-    if info.get("is_closing") or (context.statement and info.get("is_rolled_back")):
-        context.is_disconnect = False  # the task that rolled back closes the connection
-        return
     error = context.original_exception
     dbapi: Any = connection.connection
-    if not is_shared(info):
-        info["running"] = None
-    if context.execution_context and dialect.name == "postgresql":
-        info["is_failed"] = not dialect.detect_autocommit_setting(dbapi)
-    if (
-        (context.statement is None and context.execution_context is None)
+    is_broken = (
+        context.is_disconnect
+        or (context.statement is None and context.execution_context is None)
         # SQLite: a full disk. MySQL: a changed snapshot, a deadlock, a lost savepoint
         or (dialect.name == "sqlite" and not dbapi.driver_connection.in_transaction)
         or (error.args and error.args[0] in (1020, 1213))
         or "SAVEPOINT" in str(error)
-    ):
+    )
+    if is_broken and not is_owner(info):
+        context.is_disconnect = False
+        return
+    if not is_running(info):
+        info["running"] = None
+    if context.execution_context and dialect.name == "postgresql":
+        info["is_failed"] = not dialect.detect_autocommit_setting(dbapi)
+    if is_broken:
         connection.invalidate(error)

@@ -88,10 +88,7 @@ class Repository[Model: Base]:
         Raises StaleDataError if somebody deleted it, or changed it and it is Versioned.
         Raises InvalidRequestError if it is new or expired, or its version was not read.
         """
-        if not inspect(row).has_identity:
-            raise InvalidRequestError(f"{row} is new: use create()")
-        states = states_to_store(row)
-        with self.writing(immediate=len(states) > 1) as session:
+        with self.writing(immediate=len(states_to_store(row)) > 1) as session:
             session.add(row)
         return row
 

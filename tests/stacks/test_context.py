@@ -96,18 +96,6 @@ async def test_listeners_of_other_code_may_run_statements(db: Db, name: str) -> 
 
 
 @pytest.mark.parametrize("url", POSTGRES_ASYNC, indirect=True)
-async def test_a_two_phase_transaction_may_follow_a_rollback(url: str) -> None:
-    def use(connection: Connection) -> None:
-        connection.begin().rollback()
-        with connection.begin_twophase() as transaction:
-            connection.execute(text("SELECT 1"))
-            transaction.rollback()  # to commit, the server needs a setting
-
-    async with Db(url) as db, db.engine.connect() as connection:
-        await connection.run_sync(use)
-
-
-@pytest.mark.parametrize("url", POSTGRES_ASYNC, indirect=True)
 async def test_an_error_of_the_first_connection_is_raised(url: str) -> None:
     def fail(connection: Any, _record: object) -> None:
         with suppress(Exception):

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import random
 from collections.abc import AsyncIterator, Generator
 from contextlib import suppress
 from typing import Any
@@ -9,10 +10,9 @@ from uuid import uuid4
 
 import anyio
 import pytest
-from sqlalchemy import QueuePool, insert
+from sqlalchemy import QueuePool, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
 
 from database.context_async import DbContextAsync as Db
 from database.models import UserDb
@@ -21,7 +21,10 @@ from tests.models import a_user
 from tests.stacks.helpers import names
 
 ROUNDS = 5
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning"),
+    pytest.mark.filterwarnings("ignore:.* deleted while still open:ResourceWarning"),
+]
 
 
 async def wait_for_returned_connections(db: Db) -> None:
@@ -56,14 +59,12 @@ async def test_a_call_that_is_refused_stores_nothing(db: Db) -> None:
     assert stored == await names(db) == ["User 0"]
 
 
-@pytest.mark.parametrize("error", [None, ZeroDivisionError])
-async def test_tasks_that_outlive_the_block_leave_nothing_half_stored(
-    db: Db, error: type[Exception] | None
-) -> None:
-    def insert_many(session: Session) -> None:
-        connection = session.connection()
+async def test_tasks_that_outlive_the_block_leave_nothing_half_stored(db: Db) -> None:
+    async def insert_many(session: AsyncSession) -> None:
+        connection = await session.connection()
         for _ in range(9):
-            connection.execute(insert(UserDb).values(name="late", email=uuid4().hex))
+            row = {"name": "late", "email": uuid4().hex}
+            await connection.execute(insert(UserDb).values(row))
 
     async def keep_writing(session: AsyncSession) -> None:
         while not over:
@@ -71,8 +72,17 @@ async def test_tasks_that_outlive_the_block_leave_nothing_half_stored(
                 await Users(session).create(UserDb(name="late", email=uuid4().hex))
             await asyncio.sleep(0)
 
-    late = 0
-    for n in range(2 * ROUNDS):
+    async def keep_reading(session: AsyncSession) -> None:
+        while not over:
+            with suppress(Exception):
+                await (await session.stream(select(UserDb))).all()
+            await asyncio.sleep(0)
+
+    late = n = 0
+    works: list[Any] = [insert_many, keep_writing, keep_reading]
+    works += [lambda session: Users(session).create(a_user(n))]  # a duplicate
+    for n in range(12 * ROUNDS):
+        chance = random.Random(n)
         over: list[bool] = []
         tasks: list[asyncio.Task[None]] = []
         is_committed = False
@@ -80,14 +90,14 @@ async def test_tasks_that_outlive_the_block_leave_nothing_half_stored(
             with suppress(Exception):
                 async with db.transaction() as session:
                     await Users(session).create(a_user(n))
-                    works = session.run_sync(insert_many), keep_writing(session)
-                    tasks += [asyncio.create_task(work) for work in works]
-                    for _ in range(n):
+                    for work in chance.sample(works, 3):
+                        tasks.append(asyncio.create_task(work(session)))
+                    for _ in range(chance.randrange(25)):
                         await asyncio.sleep(0)
                     if n % 2:
-                        tasks[0].cancel()
-                    if error:
-                        raise error
+                        chance.choice(tasks).cancel()
+                    if chance.random() < 0.5:
+                        raise ZeroDivisionError
                 is_committed = True
         over.append(True)
         # Other transactions commit on both connections of the pool.
