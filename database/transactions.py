@@ -12,8 +12,7 @@ from sqlalchemy.orm import Session, exc
 # PostgreSQL's and MySQL's codes for deadlocks, lock timeouts and changed snapshots
 CONFLICTS = {"40001", "40P01", 1213, 1205, 1020}
 
-# Their ROLLBACK waits for a statement of another task. With other drivers it fails, and
-# those of MySQL may mix up the two answers, so their connection is closed instead.
+# Their ROLLBACK waits for the statement of another task. With other drivers it fails.
 WAITING_DRIVERS = ("pysqlite", "psycopg")
 
 
@@ -78,9 +77,8 @@ def is_running(info: dict[str, Any]) -> bool:
 
 def is_owner(info: dict[str, Any]) -> bool:
     # When two tasks close one connection of aiosqlite, one of them waits for good.
-    owner = info["owner"]
-    is_alive = isinstance(owner, asyncio.Task) and not owner.done()
-    return not is_alive or owner is current_task()
+    is_alive = isinstance(info["owner"], asyncio.Task) and not info["owner"].done()
+    return not is_alive or info["owner"] is current_task()
 
 
 def check_out(_connection: object, record: Any, _proxy: object) -> None:
@@ -124,6 +122,8 @@ def start_commit(connection: Connection) -> None:
 def start_rollback(connection: Connection) -> None:
     if connection.closed or connection.invalidated:
         return
+    # MySQL's drivers may mix up the answers to ROLLBACK and to the statement of another
+    # task, and wait for good. So the connection is closed instead, by its owner.
     info, task = connection.info, current_task()
     must_close = is_running(info) and connection.dialect.driver not in WAITING_DRIVERS
     if must_close and is_owner(info):
@@ -163,6 +163,7 @@ def close_if_broken(context: ExceptionContext) -> None:
     )
     if is_broken and not is_owner(info):
         context.is_disconnect = False
+        info["closer"] = info["owner"]
         return
     if not is_running(info):
         info["running"] = None
