@@ -106,7 +106,7 @@ def start(connection: Connection, *_: object) -> None:
 def start_commit(connection: Connection) -> None:
     # After a failed statement PostgreSQL silently turns COMMIT into ROLLBACK.
     info = connection.info
-    is_refused = info["is_failed"] or info["closer"] or is_running(info)
+    is_refused = bool(info["is_failed"] or info["closer"] or is_running(info))
     info.update(running=current_task(), is_failed=is_refused)
     if is_refused:
         # SQLAlchemy takes a refused COMMIT for done, and would not roll back.
