@@ -1,18 +1,18 @@
-"""Synchronous database access. context_async.py is the same with async and await."""
+"""Synchronous database access. context_async.py is its twin."""
 
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
-from sqlalchemy import URL, create_engine
-from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
+from sqlalchemy import URL, create_engine, exc
 from sqlalchemy.orm import Session, sessionmaker
 
 from database.base import Base
-from database.engine import configure, engine_options, read_options
-from database.transactions import close, is_retryable
+from database.engine import configure, engine_options, read_engine
+from database.transactions import check_retry, close
 
 
 class DbContext:
@@ -24,10 +24,8 @@ class DbContext:
         self.sessionmaker = sessionmaker(
             self.engine, expire_on_commit=False, close_resets_only=False
         )
-        reading = self.engine.execution_options(**read_options(self.engine, options))
-        self.read_session = sessionmaker(
-            reading, autoflush=False, expire_on_commit=False, close_resets_only=False
-        )
+        reading = read_engine(self.engine, options)
+        self.read_session = partial(self.sessionmaker, bind=reading, autoflush=False)
 
     @contextmanager
     def transaction(self, *, immediate: bool = True) -> Iterator[Session]:
@@ -38,7 +36,7 @@ class DbContext:
         conn = self.engine.connect()
         session = self.sessionmaker(bind=conn, join_transaction_mode="control_fully")
         try:
-            # Begin now. Two tasks that both begin later would collide.
+            # Begin now: two tasks that begin later would collide.
             session.connection(execution_options={"begin_immediate": immediate})
             yield session
             session.commit()
@@ -48,28 +46,27 @@ class DbContext:
     def run_transaction[T](self, work: Callable[[Session], T], attempts: int = 20) -> T:
         """Run work(session) in a transaction, and return its result.
 
-        Retries after a deadlock, a serialization failure, a StaleDataError, or a
-        connection that was lost before COMMIT. So `work` must be safe to repeat.
+        Retries after a deadlock, a serialization failure, a StaleDataError or a
+        connection lost before COMMIT. So `work` must be safe to repeat.
         """
-        conflict: SQLAlchemyError | None = None
-        for attempt in range(1, attempts + 1):
+        attempt = 0
+        conflict: Exception | None = None
+        while True:
+            attempt += 1
             try:
                 with self.transaction() as session:
                     return work(session)
-            except SQLAlchemyError as error:
-                # `work` may use an object that the conflict has expired.
-                if conflict and type(error) is InvalidRequestError:
-                    raise conflict from error
-                if attempt == attempts or not is_retryable(error):
+            except exc.SQLAlchemyError as error:
+                check_retry(error, conflict)
+                if attempt >= attempts:
                     raise
                 conflict = error
             time.sleep(random.uniform(0, min(2, 0.05 * 2**attempt)))
-        raise ValueError("attempts must be at least 1")
 
     def create_all(self) -> None:
         """Create missing tables, for tests. Applications use Alembic."""
-        with self.engine.begin() as connection:
-            Base.metadata.create_all(connection)
+        with self.engine.begin() as conn:
+            Base.metadata.create_all(conn)
 
     def dispose(self) -> None:
         """Close the pooled connections."""

@@ -1,18 +1,18 @@
-"""Asynchronous database access. context.py is the same without async and await."""
+"""Asynchronous database access. context.py is its twin."""
 
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Self
 
-from sqlalchemy import URL
-from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
+from sqlalchemy import URL, exc
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from database.base import Base
-from database.engine import configure, engine_options, read_options
-from database.transactions import close, is_retryable
+from database.engine import configure, engine_options, read_engine
+from database.transactions import check_retry, close
 
 
 class DbContextAsync:
@@ -24,10 +24,8 @@ class DbContextAsync:
         self.sessionmaker = async_sessionmaker(
             self.engine, expire_on_commit=False, close_resets_only=False
         )
-        reading = self.engine.execution_options(**read_options(self.engine, options))
-        self.read_session = async_sessionmaker(
-            reading, autoflush=False, expire_on_commit=False, close_resets_only=False
-        )
+        reading = read_engine(self.engine, options)
+        self.read_session = partial(self.sessionmaker, bind=reading, autoflush=False)
 
     @asynccontextmanager
     async def transaction(
@@ -40,7 +38,7 @@ class DbContextAsync:
         conn = await self.engine.connect()
         session = self.sessionmaker(bind=conn, join_transaction_mode="control_fully")
         try:
-            # Begin now. Two tasks that both begin later would collide.
+            # Begin now: two tasks that begin later would collide.
             await session.connection(execution_options={"begin_immediate": immediate})
             yield session
             await session.commit()
@@ -52,28 +50,27 @@ class DbContextAsync:
     ) -> T:
         """Run work(session) in a transaction, and return its result.
 
-        Retries after a deadlock, a serialization failure, a StaleDataError, or a
-        connection that was lost before COMMIT. So `work` must be safe to repeat.
+        Retries after a deadlock, a serialization failure, a StaleDataError or a
+        connection lost before COMMIT. So `work` must be safe to repeat.
         """
-        conflict: SQLAlchemyError | None = None
-        for attempt in range(1, attempts + 1):
+        attempt = 0
+        conflict: Exception | None = None
+        while True:
+            attempt += 1
             try:
                 async with self.transaction() as session:
                     return await work(session)
-            except SQLAlchemyError as error:
-                # `work` may use an object that the conflict has expired.
-                if conflict and type(error) is InvalidRequestError:
-                    raise conflict from error
-                if attempt == attempts or not is_retryable(error):
+            except exc.SQLAlchemyError as error:
+                check_retry(error, conflict)
+                if attempt >= attempts:
                     raise
                 conflict = error
             await asyncio.sleep(random.uniform(0, min(2, 0.05 * 2**attempt)))
-        raise ValueError("attempts must be at least 1")
 
     async def create_all(self) -> None:
         """Create missing tables, for tests. Applications use Alembic."""
-        async with self.engine.begin() as connection:
-            await connection.run_sync(Base.metadata.create_all)
+        async with self.engine.begin() as conn:
+            await conn.run_sync(Base.metadata.create_all)
 
     async def dispose(self) -> None:
         """Close the pooled connections."""

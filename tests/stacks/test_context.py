@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
+from sqlalchemy import Connection, event, exc, insert, text
 
+from database.models import UserDb
 from tests.conftest import DRIVERS_ASYNC, SERVERS_ASYNC
 from tests.models import a_user
 from tests.stacks.helpers import Db, Users, names
@@ -45,7 +45,7 @@ def test_accepts_an_at_sign_in_the_query_of_a_url(driver: str) -> None:
     ["", "/", "/:memory:", "/file::memory:?uri=true", "/file:x?mode=memory&uri=true"],
 )
 def test_refuses_a_sqlite_database_in_memory(name: str) -> None:
-    with pytest.raises(ArgumentError, match="use a file"):
+    with pytest.raises(exc.ArgumentError, match="use a file"):
         Db(f"sqlite+aiosqlite://{name}")
 
 
@@ -80,7 +80,7 @@ async def test_autocommit_is_refused_on_sqlite(tmp_path: Path) -> None:
     level: Any = {"isolation_level": "AUTOCOMMIT"}
     for options in (level, {"execution_options": level}):
         async with Db(url, **options) as db:
-            with pytest.raises(InvalidRequestError, match="AUTOCOMMIT"):
+            with pytest.raises(exc.InvalidRequestError, match="AUTOCOMMIT"):
                 await Users(db).get_page()
 
 
@@ -103,5 +103,28 @@ async def test_an_error_of_the_first_connection_is_raised(url: str) -> None:
 
     async with Db(url) as db:
         event.listen(db.engine.sync_engine, "connect", fail, insert=True)
-        with pytest.raises(DBAPIError, match="aborted"):
+        with pytest.raises(exc.DBAPIError, match="aborted"):
             await Users(db).get_page()
+
+
+async def test_a_connection_stays_open_after_a_block(db: Db) -> None:
+    """In async code, SQLAlchemy closes such a block in a task of its own."""
+    opened: list[Any] = []
+    event.listen(db.engine.sync_engine, "connect", lambda *args: opened.append(args))
+    begin: Any
+    for begin in (db.engine.connect, db.engine.begin, db.sessionmaker, db.transaction):
+        async with begin() as session:
+            await session.execute(text("SELECT 1"))
+            await session.commit()
+    assert len(opened) == 1
+
+
+async def test_a_mistake_in_a_query_is_raised(db: Db) -> None:
+    begin: Any
+    pool: Any = db.engine.pool
+    for begin in (db.transaction, db.sessionmaker, db.engine.connect):
+        with pytest.raises(exc.CompileError):
+            async with begin() as session:
+                await session.execute(text("SELECT 1"))
+                await session.execute(insert(UserDb).values(nothing=1))
+        assert pool.checkedout() == 0

@@ -100,12 +100,13 @@ async def test_the_block_goes_on_after_a_commit_or_a_rollback(db: Db) -> None:
     assert await names(db) == ["User 1", "User 2"]
 
 
-async def test_the_block_goes_on_after_a_failed_savepoint(db: Db, users: Users) -> None:
-    await users.create(a_user(1))
+async def test_the_block_goes_on_after_a_failed_savepoint(db: Db) -> None:
+    row = insert(UserDb).values(name="User 1", email="SAVEPOINT")
     async with db.transaction() as session:
+        await session.execute(row)
         with pytest.raises(IntegrityError):
             async with session.begin_nested():
-                await Users(session).create(a_user(1))
+                await session.execute(row)
         session.add(a_user(2))
     assert await names(db) == ["User 1", "User 2"]
 
@@ -137,13 +138,12 @@ async def test_later_options_load_more(db: Db, users: Users) -> None:
 async def test_a_failed_commit_leaves_no_trace_on_the_connection(url: str) -> None:
     async with Db(url, pool_size=1, max_overflow=0) as db:
         begin: Any
-        for begin in (db.transaction, db.engine.connect):
+        for begin in (db.transaction, db.sessionmaker.begin, db.engine.begin):
             with pytest.raises(IntegrityError):
                 async with begin() as session:
                     await session.execute(text(CHECKED_BY_COMMIT))
                     await session.execute(DUPLICATE)
                     await session.execute(text("INSERT INTO late VALUES (1, -1)"))
-                    await session.commit()
         await Users(db).create(a_user(2))
         assert await names(db) == ["User 2"]
 
@@ -225,11 +225,8 @@ async def test_a_method_of_ones_own_is_one_transaction(db: Db) -> None:
 
 async def test_a_read_session_refuses_to_write(db: Db, users: Users) -> None:
     user = await users.create(a_user())
-    for statement in (
-        insert(UserDb).values(name="2", email="2"),
-        update(UserDb).values(name="changed"),
-        delete(UserDb),
-    ):
+    new = insert(UserDb).values(name="2", email="2")
+    for statement in (new, update(UserDb).values(name="changed"), delete(UserDb)):
         async with db.read_session() as session:
             for way in (session, await session.connection()):
                 with pytest.raises(InvalidRequestError, match="for reading"):
