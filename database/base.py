@@ -1,4 +1,4 @@
-"""The declarative base, column types and the Versioned mixin. Copy it unchanged."""
+"""The declarative base, column types and the Versioned mixin."""
 
 import enum
 from datetime import UTC, datetime
@@ -6,9 +6,8 @@ from decimal import Decimal
 from typing import Annotated, Any
 
 import sqlalchemy as sa
-from sqlalchemy import event
+from sqlalchemy import event, exc
 from sqlalchemy.dialects import mysql
-from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # `id: Mapped[Id]` is a generated key, `price: Mapped[Money]` is an amount.
@@ -21,9 +20,17 @@ Money = Annotated[Decimal, mapped_column(money)]
 
 varchar_enum = sa.Enum(enum.Enum, native_enum=False, length=50, validate_strings=True)
 
+convention = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
 
 class UtcDateTime(sa.TypeDecorator[datetime]):
-    """A timezone-aware datetime in UTC. SQLite and MySQL would drop the time zone."""
+    """A timezone-aware datetime, in UTC on every database."""
 
     mysql_type = mysql.DATETIME(fsp=6)  # with microseconds
     impl = sa.DateTime(timezone=True).with_variant(mysql_type, "mysql", "mariadb")
@@ -43,21 +50,11 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
 
 
 class Base(DeclarativeBase):
-    """The base class of all models, which declare their own primary keys."""
-
-    metadata = sa.MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
+    metadata = sa.MetaData(naming_convention=convention)
     type_annotation_map = {datetime: UtcDateTime, enum.Enum: varchar_enum}
 
     def __repr__(self) -> str:
-        key = ", ".join(str(value) for value in sa.inspect(self).identity or ["new"])
+        key = ", ".join(map(str, sa.inspect(self).identity or ["new"]))
         return f"{type(self).__name__}({key})"
 
 
@@ -76,14 +73,14 @@ def set_defaults(mapper: Any, model: type) -> None:
         # Without AUTOINCREMENT, SQLite may give the id of a deleted row to a new one.
         table.dialect_kwargs["sqlite_autoincrement"] = True
     if mapper.eager_defaults == "auto":
-        # Load what the database computes. Reading it later raises on a detached object.
+        # Reading what the database computes would raise on a detached object.
         mapper.eager_defaults = True
     if issubclass(model, Versioned) and mapper.version_id_col is None:
         mapper.version_id_col = table.c.version_id
 
 
 def by_key(model: type[Base], id: Any) -> list[sa.ColumnElement[bool]]:
-    """Return the conditions for the row of this model with this primary key."""
+    """Return the conditions for the row with this primary key."""
     mapper = sa.inspect(model)
     values = id if isinstance(id, tuple) else (id,)
     keys = map(mapper.get_property_by_column, mapper.primary_key)
@@ -94,10 +91,10 @@ def states_to_store(row: Base) -> list[Any]:
     """Return the states of a row and its children. Raises InvalidRequestError."""
     state = sa.inspect(row)
     if not state.has_identity:
-        raise InvalidRequestError(f"{row} is new: use create()")
+        raise exc.InvalidRequestError(f"{row} is new: use create()")
     cascade = state.mapper.cascade_iterator("save-update", state)
     states = [state, *(child for *_, child, _ in cascade)]
     for state in states:
         if state.detached and (state.expired or "version_id" in state.unloaded):
-            raise InvalidRequestError(f"{state.object} is expired: read it again")
+            raise exc.InvalidRequestError(f"{state.object} is expired: read it again")
     return states

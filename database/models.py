@@ -1,4 +1,4 @@
-"""The demo's tables. Replace this file with your own models."""
+"""The demo's tables. Replace them with your own."""
 
 from datetime import UTC, date, datetime
 from decimal import Decimal

@@ -1,13 +1,11 @@
 """Create, read, update and delete for any model. repository_async.py is its twin."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from sqlalchemy import delete, inspect, select
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy import delete, exc, inspect, select
 from sqlalchemy.orm import Session
-from sqlalchemy.orm.interfaces import ORMOption
 
 from database.base import Base, by_key, states_to_store
 from database.context import DbContext
@@ -25,7 +23,7 @@ class Repository[Model: Base]:
     def __init__(self, db: DbContext | Session) -> None:
         self.db = db
 
-    def reading(self) -> AbstractContextManager[Session]:
+    def reading(self) -> Session | nullcontext[Session]:
         """Return the session for a query of your own."""
         if isinstance(self.db, DbContext):
             return self.db.read_session()
@@ -35,14 +33,14 @@ class Repository[Model: Base]:
     def writing(self, *, immediate: bool = True) -> Iterator[Session]:
         """Yield the session for a method of your own that writes.
 
-        In the block use type(self)(session) instead of self, whose methods would begin
-        other transactions. immediate=False suits a single statement.
+        In the block use type(self)(session): self would begin other transactions.
+        immediate=False suits a single statement.
         """
         if isinstance(self.db, DbContext):
             with self.db.transaction(immediate=immediate) as session:
                 yield session
         else:
-            self.db.flush()  # raises if another task is using the session
+            self.db.flush()  # raises if another task uses it
             yield self.db
             self.db.flush()  # errors are raised here, and new keys are known
 
@@ -55,35 +53,35 @@ class Repository[Model: Base]:
         rows = list(rows)
         for row in rows:
             if inspect(row).has_identity:
-                raise InvalidRequestError(f"{row} is stored already: use update()")
+                raise exc.InvalidRequestError(f"{row} is stored already: use update()")
         with self.writing(immediate=False) as session:
             session.add_all(rows)
         return rows
 
-    def get_by_id(self, id: Any, *options: ORMOption) -> Model | None:
+    def get_by_id(self, id: Any, *options: Any) -> Model | None:
         """Return the row with this primary key (a tuple if composite), or None."""
         with self.reading() as session:
             if not options:
                 return session.get(self.model, id)
-            # session.get() ignores the options for an object that it holds already.
-            query = select(self.model).where(*by_key(self.model, id)).options(*options)
-            return session.scalar(query)
+            # session.get() ignores options if it holds the object already.
+            query = select(self.model).where(*by_key(self.model, id))
+            return session.scalar(query.options(*options))
 
     def get_page(
-        self, *options: ORMOption, after_id: Any = None, limit: int = 100
-    ) -> Sequence[Model]:
+        self, *options: Any, after_id: Any = None, limit: int = 100
+    ) -> list[Model]:
         """Return up to `limit` rows after `after_id`, ordered by the primary key."""
         key, *others = inspect(self.model).primary_key
         if others:
-            raise InvalidRequestError("get_page() needs a primary key of one column")
+            raise exc.InvalidRequestError("get_page() needs a key of one column")
         query = select(self.model).options(*options).order_by(key).limit(limit)
         if after_id is not None:
             query = query.where(key > after_id)
         with self.reading() as session:
-            return session.scalars(query).unique().all()
+            return list(session.scalars(query).unique())
 
     def update(self, row: Model) -> Model:
-        """Store the changes of a row that was read before, and of its children.
+        """Store the changes of a row and of its children.
 
         Raises StaleDataError if somebody deleted it, or changed it and it is Versioned.
         Raises InvalidRequestError if it is new or expired, or its version was not read.
@@ -95,8 +93,8 @@ class Repository[Model: Base]:
     def delete(self, id: Any) -> bool:
         """Delete the row with this primary key, and return whether there was one."""
         mapper = inspect(self.model)
-        if mapper.inherits and not (mapper.single or mapper.concrete):
-            raise InvalidRequestError(f"use the repository of {mapper.base_mapper}")
+        if len(mapper.tables) > 1:
+            raise exc.InvalidRequestError(f"use the repository of {mapper.base_mapper}")
         query = delete(self.model).where(*by_key(self.model, id))
         with self.writing(immediate=False) as session:
             result: Any = session.execute(query)

@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 INHERITED = re.compile("HOME$|PATH$|UV_|XDG_")
@@ -50,15 +50,11 @@ class Reader:
 
     def run(self, commands: str) -> str:
         """Return what the commands print."""
-        done = subprocess.run(
-            ["bash", "-euc", commands],
-            cwd=self.folder,
-            env=self.variables,
-            capture_output=True,
-            text=True,
-        )
+        bash = ["bash", "-euc", commands]
+        options: Any = {"cwd": self.folder, "env": self.variables, "text": True}
+        done: Any = subprocess.run(bash, capture_output=True, **options)
         assert done.returncode == 0, commands + done.stdout + done.stderr
-        return done.stdout
+        return str(done.stdout)
 
     def follow(self, *steps: Block) -> None:
         """Write the files, run the commands, and compare what they print."""

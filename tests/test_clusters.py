@@ -38,15 +38,11 @@ class GaleraNode(MariaDB):
         self.others = ",".join(node.address for node in others)
 
     def command(self) -> list[str]:
-        return [
-            *super().command(),
-            "--binlog-format=ROW",
-            "--wsrep-on=ON",
-            f"--wsrep-provider={GALERA}",
-            f"--wsrep-provider-options=gmcast.listen_addr=tcp://{self.address}",
-            f"--wsrep-cluster-address=gcomm://{self.others}",
-            f"--wsrep-node-address={self.address}",
-        ]
+        listen = f"gmcast.listen_addr=tcp://{self.address}"
+        galera = [f"--wsrep-provider={GALERA}", f"--wsrep-provider-options={listen}"]
+        galera += [f"--wsrep-cluster-address=gcomm://{self.others}", "--wsrep-on=ON"]
+        galera += [f"--wsrep-node-address={self.address}", "--binlog-format=ROW"]
+        return [*super().command(), *galera]
 
 
 class Standby(Postgres):

@@ -15,20 +15,14 @@ STORY = r"""Database .+: schema up to date
 Created  user \d+: Ada Lovelace <ada\.\w+@example\.com>
 Read     user \d+ by e-mail: salaries 4200\.00 \+ 150\.50
 Updated  user \d+: now Ada King, version 2
-Listed   1 user\(s\), beginning with Ada King
 Deleted  user \d+: True
 """
 
 
 def run_main(url: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", "main.py"],
-        cwd=folder,
-        env=os.environ | {"DB_CONNECTION_STRING": url},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    command = [sys.executable, "-W", "error", "main.py"]
+    env = os.environ | {"DB_CONNECTION_STRING": url}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("driver", DRIVERS_ASYNC)
@@ -37,16 +31,10 @@ def test_migrates_and_tells_the_story(new_url: NewUrl, driver: str) -> None:
     assert re.fullmatch(STORY, done.stdout), done.stderr
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "postgresql+asyncpg://user:s3cr3t@127.0.0.1:1/name",
-        "mysql+aiomysql://user:s3cr3t@127.0.0.1:1/name",
-        "sqlite+aiosqlite:////nowhere/s3cr3t.db",
-    ],
-)
-def test_a_database_that_cannot_be_reached_ends_it_in_one_line(url: str) -> None:
-    done = run_main(url)
+@pytest.mark.parametrize("driver", DRIVERS_ASYNC)
+def test_a_database_that_cannot_be_reached_ends_it_in_one_line(driver: str) -> None:
+    place = "//nowhere/s3cr3t" if "sqlite" in driver else "user:s3cr3t@127.0.0.1:1/name"
+    done = run_main(f"{driver}://{place}")
     assert done.returncode == 1
     assert re.fullmatch("The database can't be reached: .+\n", done.stderr)
     assert "s3cr3t" not in done.stdout + done.stderr

@@ -191,11 +191,8 @@ def test_a_sql_script_runs_on_its_database(project: Project) -> None:
         """op.execute("INSERT INTO discounts VALUES ('100%')")""",
         'op.execute(sa.insert(table).values(label="75%"))',
     )
-    script = project.alembic("upgrade head --sql")
-    labels = project.execute(
-        *filter(str.strip, script.split(";\n")),
-        "SELECT label FROM discounts ORDER BY label",
-    )
+    script = filter(str.strip, project.alembic("upgrade head --sql").split(";\n"))
+    labels = project.execute(*script, "SELECT label FROM discounts ORDER BY label")
     assert labels == [("100%",), ("75%",)]
 
 

@@ -40,10 +40,8 @@ def server(recipe: str, url: str, tmp_path_factory: Any) -> Iterator[httpx.Clien
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-W", "error", "-m", *recipe.split(), str(port)]
     env = os.environ | {"DB_CONNECTION_STRING": url}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=env, stdout=output, stderr=output
-        )
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=out)
     try:
         while address not in log.read_text():
             assert process.poll() is None, log.read_text()

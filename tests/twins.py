@@ -16,7 +16,6 @@ WORDS = [
     (r"\b([A-Z]\w+)Async\b", r"\1"),
     (r"\b(\w+)_(async|ASYNC)\b", r"\1"),
     (r"\bAsync(Iterator|Session|Engine)\b", r"\1"),
-    (r"\bAbstractAsyncContextManager\b", "AbstractContextManager"),
     (r"\basynccontextmanager\b", "contextmanager"),
     (r"\b__a(enter|exit)__", r"__\1__"),
     (r"\bAwaitable\[(\w+)\]", r"\1"),

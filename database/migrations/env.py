@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import context
 
-import database.models  # noqa: F401 - adds its tables to Base.metadata
+import database.models  # noqa: F401 - fills Base.metadata
 import env
 from database.base import Base
 from database.engine import engine_options
@@ -21,27 +21,27 @@ def import_type(kind: str, item: Any, autogen: Any) -> bool:
     return False  # Alembic renders the item
 
 
-def wait_for_lock(connection: sa.Connection) -> None:
+def wait_for_lock(conn: sa.Connection) -> None:
     # Only one process migrates at a time. A commit does not release the lock.
     lock = "SELECT GET_LOCK(SHA1(DATABASE()), 0)"
-    if connection.dialect.name == "postgresql":
+    if conn.dialect.name == "postgresql":
         lock = "SELECT pg_try_advisory_lock(20261122)"
-    while not connection.scalar(sa.text(lock)):
+    while not conn.scalar(sa.text(lock)):
         # Waiting in a statement or a transaction blocks CREATE INDEX CONCURRENTLY.
-        connection.rollback()
+        conn.rollback()
         time.sleep(0.2)
-    connection.rollback()
+    conn.rollback()
 
 
-if context.config.cmd_opts:  # run by the alembic command, not by an application
+if context.config.cmd_opts:  # run by the alembic command
     fileConfig(str(context.config.config_file_name), disable_existing_loggers=False)
 
 url = env.DB_SYNC_CONNECTION_STRING
 is_sqlite = url.startswith("sqlite")
-options: dict[str, Any] = {
+options: Any = {
     "target_metadata": Base.metadata,
     "render_item": import_type,
-    "render_as_batch": True,  # SQLite can't alter a column: a batch copies the table
+    "render_as_batch": True,  # SQLite can't alter a column
     "transactional_ddl": is_sqlite or None,  # one transaction for all revisions
 }
 if context.is_offline_mode():
@@ -53,13 +53,12 @@ if context.is_offline_mode():
 else:
     # Foreign keys stay off on SQLite: dropping a copied table would delete children.
     engine = sa.create_engine(**engine_options(url, {"poolclass": sa.NullPool}))
-    with engine.connect() as connection:
+    with engine.connect() as conn:
         if not is_sqlite:
-            wait_for_lock(connection)
-        context.configure(connection, **options)
+            wait_for_lock(conn)
+        context.configure(conn, **options)
         with context.begin_transaction():
-            if is_sqlite:
-                # A commit releases this lock, and so does autocommit_block().
-                connection.exec_driver_sql("COMMIT")
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            if is_sqlite:  # other processes wait for the write lock
+                conn.exec_driver_sql("COMMIT")
+                conn.exec_driver_sql("BEGIN IMMEDIATE")
             context.run_migrations()

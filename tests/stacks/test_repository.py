@@ -156,9 +156,7 @@ async def test_a_key_may_be_a_uuid(db: Db) -> None:
 
 async def test_a_key_may_be_a_string(db: Db) -> None:
     countries = repository_of(Country, db)
-    await countries.create_many(
-        [Country(code="NO", name="Norway"), Country(code="CH", name="Switzerland")]
-    )
+    await countries.create_many(Country(code=code, name="?") for code in ("NO", "CH"))
     first, second = await countries.get_page()
     assert (first.code, second.code) == ("CH", "NO")
     assert [row.code for row in await countries.get_page(after_id="CH")] == ["NO"]
@@ -171,9 +169,8 @@ async def test_a_key_may_be_a_string(db: Db) -> None:
 
 async def test_a_key_may_have_two_columns(db: Db) -> None:
     members = repository_of(Membership, db)
-    await members.create_many(
-        Membership(team=team, person="ada", role="lead") for team in (1, 2)
-    )
+    for team in (1, 2):
+        await members.create(Membership(team=team, person="ada", role="lead"))
     found = await read(members, (1, "ada"))
     assert repr(found) == "Membership(1, ada)"
     found.role = "member"
