@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 big_integer = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 Id = Annotated[int, mapped_column(big_integer, primary_key=True)]
 
-sqlite_money = sa.Float(asdecimal=True, decimal_return_scale=2)  # keeps 12 digits
+sqlite_money = sa.Float(asdecimal=True, decimal_return_scale=2)
 money = sa.Numeric(12, 2).with_variant(sqlite_money, "sqlite")
 Money = Annotated[Decimal, mapped_column(money)]
 
@@ -32,7 +32,7 @@ convention = {
 class UtcDateTime(sa.TypeDecorator[datetime]):
     """A timezone-aware datetime, in UTC on every database."""
 
-    mysql_type = mysql.DATETIME(fsp=6)  # with microseconds
+    mysql_type = mysql.DATETIME(fsp=6)
     impl = sa.DateTime(timezone=True).with_variant(mysql_type, "mysql", "mariadb")
     cache_ok = True
 

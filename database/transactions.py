@@ -53,7 +53,7 @@ def watch_transactions(engine: Engine) -> None:
     """
     event.listen(engine, "checkout", check_out)
     event.listen(engine, "begin", reset_notes)
-    event.listen(engine, "before_execute", start_statement)
+    event.listen(engine, "before_execute", start_in_block)
     event.listen(engine, "before_cursor_execute", start_statement)
     event.listen(engine, "after_cursor_execute", reset_notes)
     event.listen(engine, "commit", start_commit)
@@ -106,6 +106,12 @@ def start_statement(conn: Connection, *_: object) -> None:
     info["is_shared"] |= info["running"] != info["owner"]
 
 
+def start_in_block(conn: Connection, *_: object) -> None:
+    # aiosqlite waits for a cursor first, and another task could start.
+    if in_block(conn):
+        start_statement(conn)
+
+
 def start_commit(conn: Connection) -> None:
     # After a failed statement PostgreSQL silently turns COMMIT into ROLLBACK.
     info = conn.info
@@ -123,8 +129,8 @@ def start_commit(conn: Connection) -> None:
 def start_rollback(conn: Connection) -> None:
     if conn.closed or conn.invalidated:
         return
-    # MySQL's drivers may mix up the answers to ROLLBACK and to the statement of another
-    # task, and wait for good. So the connection is closed instead.
+    # MySQL's drivers may mix up the answers to ROLLBACK and to another task's
+    # statement, and wait for good. So the connection is closed instead.
     info, task = conn.info, current_task()
     must_close = is_busy(info) and conn.dialect.driver not in WAITING_DRIVERS
     if must_close and may_close(conn):
@@ -152,7 +158,7 @@ def close_if_broken(context: ExceptionContext) -> None:
         return
     try:
         info = conn.info
-    except NotImplementedError:  # SQLAlchemy's first queries on a new connection
+    except NotImplementedError:  # SQLAlchemy's first queries
         return
     error = context.original_exception
     dbapi: Any = conn.connection

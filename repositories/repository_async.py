@@ -15,7 +15,7 @@ class RepositoryAsync[Model: Base]:
     """The rows of one model.
 
     On a DbContextAsync each call is a transaction. On an AsyncSession the calls join
-    its transaction. `options` are loader options such as selectinload().
+    its transaction. `options` are loader options.
     """
 
     model: type[Model]
@@ -42,14 +42,14 @@ class RepositoryAsync[Model: Base]:
         else:
             await self.db.flush()  # raises if another task uses it
             yield self.db
-            await self.db.flush()  # errors are raised here, and new keys are known
+            await self.db.flush()  # raises errors here, and sets new keys
 
     async def create(self, row: Model) -> Model:
         """Insert a new row with its children. Raises IntegrityError for a duplicate."""
         return (await self.create_many([row]))[0]
 
     async def create_many(self, rows: Iterable[Model]) -> list[Model]:
-        """Insert all of these new rows or none, and return them with their keys."""
+        """Insert all of these rows or none, and return them with their keys."""
         rows = list(rows)
         for row in rows:
             if inspect(row).has_identity:
@@ -84,7 +84,7 @@ class RepositoryAsync[Model: Base]:
         """Store the changes of a row and of its children.
 
         Raises StaleDataError if somebody deleted it, or changed it and it is Versioned.
-        Raises InvalidRequestError if it is new or expired, or its version was not read.
+        Raises InvalidRequestError if it is new, expired or read without its version.
         """
         async with self.writing(immediate=len(states_to_store(row)) > 1) as session:
             session.add(row)

@@ -42,9 +42,10 @@ async def db(url: str) -> AsyncIterator[Db]:
 
 
 async def test_gathered_calls_raise_and_store_nothing(db: Db) -> None:
-    for _ in range(5):
+    begin: Any
+    for begin in [db.transaction, db.sessionmaker.begin] * 5:
         with pytest.raises((SQLAlchemyError, RuntimeError)):
-            async with asyncio.timeout(30), db.transaction() as session:
+            async with asyncio.timeout(30), begin() as session:
                 users = Users(session)
                 await asyncio.gather(*(users.create(a_user(n)) for n in range(3)))
         assert await names(db) == []
