@@ -13,9 +13,11 @@ CONFLICTS = {"40001", "40P01", 1213, 1205, 1020}
 # Their ROLLBACK waits for another task's statement. Other drivers fail or hang.
 WAITING_DRIVERS = ("pysqlite", "psycopg")
 
+MISUSE = "session is busy or ended: do tasks share it?"
+
 
 def close(session: orm.Session) -> None:
-    """Roll back and close, even if another task still uses the session."""
+    """Roll back and close, even if a task still uses the session."""
     conn: Any = session.get_bind()
     # An error here would hide the one that ended the block.
     with conn, suppress(exc.SQLAlchemyError), session:
@@ -29,7 +31,7 @@ def close(session: orm.Session) -> None:
 
 
 def check_retry(error: exc.SQLAlchemyError, conflict: Exception | None) -> None:
-    """Raise this error, unless the transaction is worth a retry."""
+    """Raise this error, unless a retry may succeed."""
     # The retry may have used an object that the conflict has expired.
     if conflict and type(error) is exc.InvalidRequestError:
         raise conflict from error
@@ -70,7 +72,8 @@ def current_task() -> object:
 
 
 def is_busy(info: Any) -> bool:
-    return info["running"] not in (None, current_task())
+    running = info["running"]
+    return running is not None and running != current_task()
 
 
 def in_block(conn: Connection) -> bool:
@@ -98,12 +101,13 @@ def start_statement(conn: Connection, *_: object) -> None:
     # Most drivers can't run two statements at once. One that starts while the block
     # ends would be stored by the connection's next user.
     is_open = conn.in_transaction()
-    is_ended = conn.invalidated and in_block(conn) and not is_open
-    if is_ended or conn.info["is_over"] or (is_open and is_busy(conn.info)):
-        raise exc.InvalidRequestError("session is busy or ended: do tasks share it?")
-    info = conn.info
-    info["running"] = current_task()
-    info["is_shared"] |= info["running"] != info["owner"]
+    if conn.invalidated and not is_open and in_block(conn):
+        raise exc.InvalidRequestError(MISUSE)
+    info, task = conn.info, current_task()
+    if info["is_over"] or (is_open and info["running"] not in (None, task)):
+        raise exc.InvalidRequestError(MISUSE)
+    info["running"] = task
+    info["is_shared"] |= task != info["owner"]
 
 
 def start_in_block(conn: Connection, *_: object) -> None:
@@ -137,7 +141,7 @@ def start_rollback(conn: Connection) -> None:
         conn.invalidate()
     elif must_close or (info["is_over"] and info["owner"] != task):
         info["is_over"] = True
-        raise exc.InvalidRequestError("session is busy or ended: do tasks share it?")
+        raise exc.InvalidRequestError(MISUSE)
     elif not is_busy(info):
         info.update(running=task, is_failed=False)
 

@@ -18,7 +18,7 @@ def import_type(kind: str, item: Any, autogen: Any) -> bool:
     module = type(item).__module__
     if kind == "type" and not module.startswith("sqlalchemy."):
         autogen.imports.add(f"import {module}")
-    return False  # Alembic renders the item
+    return False  # Alembic does it
 
 
 def wait_for_lock(conn: sa.Connection) -> None:
