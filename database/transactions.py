@@ -55,13 +55,15 @@ def watch_transactions(engine: Engine) -> None:
     """
     event.listen(engine, "checkout", check_out)
     event.listen(engine, "begin", reset_notes)
-    event.listen(engine, "before_execute", start_in_block)
     event.listen(engine, "before_cursor_execute", start_statement)
     event.listen(engine, "after_cursor_execute", reset_notes)
     event.listen(engine, "commit", start_commit)
     event.listen(engine, "rollback", start_rollback)
     event.listen(engine, "checkin", check_in)
     event.listen(engine, "handle_error", close_if_broken)
+    if engine.dialect.driver == "aiosqlite":
+        # It waits for a cursor first, and another task could start meanwhile.
+        event.listen(engine, "before_execute", start_statement)
 
 
 def current_task() -> object:
@@ -108,12 +110,6 @@ def start_statement(conn: Connection, *_: object) -> None:
         raise exc.InvalidRequestError(MISUSE)
     info["running"] = task
     info["is_shared"] |= task != info["owner"]
-
-
-def start_in_block(conn: Connection, *_: object) -> None:
-    # aiosqlite waits for a cursor first, and another task could start.
-    if in_block(conn):
-        start_statement(conn)
 
 
 def start_commit(conn: Connection) -> None:
