@@ -50,9 +50,8 @@ class Reader:
 
     def run(self, commands: str) -> str:
         """Return what the commands print."""
-        bash = ["bash", "-euc", commands]
-        options: Any = {"cwd": self.folder, "env": self.variables, "text": True}
-        done: Any = subprocess.run(bash, capture_output=True, **options)
+        kwargs: Any = {"cwd": self.folder, "env": self.variables, "text": True}
+        done = subprocess.run(["bash", "-euc", commands], capture_output=True, **kwargs)
         assert done.returncode == 0, commands + done.stdout + done.stderr
         return str(done.stdout)
 

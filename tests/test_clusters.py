@@ -38,11 +38,10 @@ class GaleraNode(MariaDB):
         self.others = ",".join(node.address for node in others)
 
     def command(self) -> list[str]:
-        listen = f"gmcast.listen_addr=tcp://{self.address}"
-        galera = [f"--wsrep-provider={GALERA}", f"--wsrep-provider-options={listen}"]
-        galera += [f"--wsrep-cluster-address=gcomm://{self.others}", "--wsrep-on=ON"]
-        galera += [f"--wsrep-node-address={self.address}", "--binlog-format=ROW"]
-        return [*super().command(), *galera]
+        galera = [f"--wsrep-provider={GALERA}", "--wsrep-on=ON", "--binlog-format=ROW"]
+        galera += [f"--wsrep-provider-options=gmcast.listen_addr=tcp://{self.address}"]
+        galera += [f"--wsrep-cluster-address=gcomm://{self.others}"]
+        return [*super().command(), *galera, f"--wsrep-node-address={self.address}"]
 
 
 class Standby(Postgres):

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,10 +20,11 @@ Deleted  user \d+: True
 """
 
 
-def run_main(url: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def run_main(url: str, folder: Path = ROOT) -> Any:
     command = [sys.executable, "-W", "error", "main.py"]
     env = os.environ | {"DB_CONNECTION_STRING": url}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    options: Any = {"cwd": folder, "env": env, "text": True, "timeout": 60}
+    return subprocess.run(command, capture_output=True, **options)
 
 
 @pytest.mark.parametrize("driver", DRIVERS_ASYNC)

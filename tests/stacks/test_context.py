@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event, exc, insert, text
 
-from database.models import UserDb
 from tests.conftest import DRIVERS_ASYNC, SERVERS_ASYNC
 from tests.models import a_user
 from tests.stacks.helpers import Db, Users, names
@@ -107,25 +106,19 @@ async def test_an_error_of_the_first_connection_is_raised(url: str) -> None:
             await Users(db).get_page()
 
 
-async def test_a_connection_stays_open_after_a_block(db: Db) -> None:
+async def test_a_connection_stays_open_after_a_block_or_a_mistake(db: Db) -> None:
     """In async code, SQLAlchemy closes such a block in a task of its own."""
     opened: list[Any] = []
     event.listen(db.engine.sync_engine, "connect", lambda *args: opened.append(args))
-    begin: Any
-    for begin in (db.engine.connect, db.engine.begin, db.sessionmaker, db.transaction):
+    ways: Any = (db.engine.connect, db.engine.begin, db.sessionmaker, db.transaction)
+    for begin in ways:
         async with begin() as session:
             await session.execute(text("SELECT 1"))
             await session.commit()
     assert len(opened) == 1
-
-
-async def test_a_mistake_in_a_query_is_raised(db: Db) -> None:
-    opened: list[Any] = []
-    event.listen(db.engine.sync_engine, "connect", lambda *args: opened.append(args))
-    begin: Any
-    for begin in (db.engine.connect, db.engine.begin, db.sessionmaker, db.transaction):
+    for begin in ways:
         with pytest.raises(exc.CompileError):
             async with begin() as session:
                 await session.execute(text("SELECT 1"))
-                await session.execute(insert(UserDb).values(nothing=1))
+                await session.execute(insert(Users.model).values(nothing=1))
     assert len(opened) == 1 or db.engine.driver == "aiosqlite"

@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Update, event, insert, make_url, select, text, update
-from sqlalchemy.exc import DBAPIError, InvalidRequestError, PendingRollbackError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InvalidRequestError,
+    OperationalError,
+    PendingRollbackError,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from database.context import DbContext as AnyContext
@@ -240,7 +245,7 @@ FILL = "INSERT INTO users (name, email, created_at) VALUES ('x', :email, '2026-0
 async def test_a_full_disk_stores_nothing(url: str, caught: bool) -> None:
     """SQLite ends the transaction. Later statements would be stored alone."""
     async with Db(url, pool_size=1, max_overflow=0) as db:
-        with pytest.raises((DBAPIError, PendingRollbackError)) as told:
+        with pytest.raises((OperationalError, PendingRollbackError)) as told:
             async with db.transaction() as session:
                 await Users(session).create(a_user(1))
                 await session.execute(text("PRAGMA max_page_count = 1"))
@@ -259,9 +264,9 @@ async def test_a_transaction_locks_the_file_first(db: Db, users: Users) -> None:
     impatient = Db(db.engine.url, connect_args={"timeout": 0.01})
     async with impatient, db.transaction() as session:
         found = await read(Users(session), user.id)
-        with pytest.raises(DBAPIError, match="locked"):
+        with pytest.raises(OperationalError, match="locked"):
             await Users(impatient).create(a_user(2))
-        with pytest.raises(DBAPIError, match="locked"):
+        with pytest.raises(OperationalError, match="locked"):
             async with impatient.transaction():
                 pass
         assert await names(impatient) == ["User 1"], "readers do not wait"
@@ -292,5 +297,5 @@ async def test_a_file_that_is_read_only_can_be_read(db: Db, users: Users) -> Non
     url = f"{db.engine.url.drivername}:///file:{db.engine.url.database}"
     async with Db(f"{url}?mode=ro&uri=true") as other:
         assert await names(other) == ["User 1"]
-        with pytest.raises(DBAPIError, match="readonly"):
+        with pytest.raises(OperationalError, match="readonly"):
             await Users(other).create(a_user(2))

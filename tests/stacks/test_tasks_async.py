@@ -46,8 +46,8 @@ async def test_gathered_calls_raise_and_store_nothing(db: Db) -> None:
     for begin in [db.transaction, db.sessionmaker.begin] * 5:
         with pytest.raises((SQLAlchemyError, RuntimeError)):
             async with asyncio.timeout(30), begin() as session:
-                users = Users(session)
-                await asyncio.gather(*(users.create(a_user(n)) for n in range(3)))
+                calls = (Users(session).create(a_user(n)) for n in range(3))
+                await asyncio.gather(*calls)
         assert await names(db) == []
 
 

@@ -100,13 +100,13 @@ async def test_the_block_goes_on_after_a_commit_or_a_rollback(db: Db) -> None:
     assert await names(db) == ["User 1", "User 2"]
 
 
-async def test_the_block_goes_on_after_a_failed_savepoint(db: Db) -> None:
-    row = insert(UserDb).values(name="User 1", email="SAVEPOINT")
+async def test_the_block_goes_on_after_a_failed_savepoint(db: Db, users: Users) -> None:
+    rows = [a_user(n, tax_account=TaxAccount(number="SAVEPOINT")) for n in (1, 3)]
+    await users.create(rows[0])
     async with db.transaction() as session:
-        await session.execute(row)
         with pytest.raises(IntegrityError):
             async with session.begin_nested():
-                await session.execute(row)
+                await Users(session).create(rows[1])
         session.add(a_user(2))
     assert await names(db) == ["User 1", "User 2"]
 
