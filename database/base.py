@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 from sqlalchemy.dialects import mysql
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column
 
 # `id: Mapped[Id]` is a generated key, `price: Mapped[Money]` is an amount.
 big_integer = sa.BigInteger().with_variant(sa.Integer, "sqlite")
@@ -79,9 +79,8 @@ def set_defaults(mapper: Any, model: type) -> None:
         mapper.version_id_col = table.c.version_id
 
 
-def by_key(model: type[Base], id: Any) -> list[sa.ColumnElement[bool]]:
+def by_key(mapper: Mapper[Any], id: Any) -> list[sa.ColumnElement[bool]]:
     """Return the conditions for the row with this primary key."""
-    mapper = sa.inspect(model)
     values = id if isinstance(id, tuple) else (id,)
     keys = map(mapper.get_property_by_column, mapper.primary_key)
     return [key.class_attribute == v for key, v in zip(keys, values, strict=True)]

@@ -49,19 +49,14 @@ class DbContext:
         Retries after a deadlock, a serialization failure, a StaleDataError or a
         connection lost before COMMIT. So `work` must be safe to repeat.
         """
-        attempt = 0
-        conflict: Exception | None = None
+        conflicts: list[Exception] = []
         while True:
-            attempt += 1
             try:
                 with self.transaction() as session:
                     return work(session)
             except exc.SQLAlchemyError as error:
-                check_retry(error, conflict)
-                if attempt >= attempts:
-                    raise
-                conflict = error
-            time.sleep(random.uniform(0, min(2, 0.05 * 2**attempt)))
+                check_retry(error, conflicts, attempts)
+            time.sleep(random.uniform(0, min(2, 0.05 * 2 ** len(conflicts))))
 
     def create_all(self) -> None:
         """Create missing tables, for tests. Applications use Alembic."""

@@ -53,19 +53,14 @@ class DbContextAsync:
         Retries after a deadlock, a serialization failure, a StaleDataError or a
         connection lost before COMMIT. So `work` must be safe to repeat.
         """
-        attempt = 0
-        conflict: Exception | None = None
+        conflicts: list[Exception] = []
         while True:
-            attempt += 1
             try:
                 async with self.transaction() as session:
                     return await work(session)
             except exc.SQLAlchemyError as error:
-                check_retry(error, conflict)
-                if attempt >= attempts:
-                    raise
-                conflict = error
-            await asyncio.sleep(random.uniform(0, min(2, 0.05 * 2**attempt)))
+                check_retry(error, conflicts, attempts)
+            await asyncio.sleep(random.uniform(0, min(2, 0.05 * 2 ** len(conflicts))))
 
     async def create_all(self) -> None:
         """Create missing tables, for tests. Applications use Alembic."""

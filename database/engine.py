@@ -69,7 +69,8 @@ def begin_immediate(conn: Connection) -> None:
 
 
 def refuse_to_write(conn: Connection, statement: Any, *_: object) -> None:
-    # Nothing commits what a session for reading writes, so it would be lost.
+    # A session for reading never commits, so what it writes would be lost. PostgreSQL,
+    # in AUTOCOMMIT, would store it at once.
     if conn.get_execution_options().get("is_reading") and statement.is_dml:
         raise exc.InvalidRequestError("this session is for reading: use transaction()")
 

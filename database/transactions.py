@@ -30,11 +30,11 @@ def close(session: orm.Session) -> None:
         session.rollback()
 
 
-def check_retry(error: exc.SQLAlchemyError, conflict: Exception | None) -> None:
-    """Raise this error, unless a retry may succeed."""
-    # The retry may have used an object that the conflict has expired.
-    if conflict and type(error) is exc.InvalidRequestError:
-        raise conflict from error
+def check_retry(error: Exception, conflicts: list[Exception], attempts: int) -> None:
+    """Add this error to the conflicts, or raise it if no retry may succeed."""
+    # The retry may have used an object that a conflict has expired.
+    if conflicts and type(error) is exc.InvalidRequestError:
+        raise conflicts[-1] from error
     is_conflict = isinstance(error, orm.exc.StaleDataError)
     if isinstance(error, exc.DBAPIError):
         # A COMMIT, which has no statement, may have stored the work before it failed.
@@ -42,7 +42,8 @@ def check_retry(error: exc.SQLAlchemyError, conflict: Exception | None) -> None:
         orig: Any = error.orig
         codes = {getattr(orig, "sqlstate", None), *orig.args[:1]}
         is_conflict = bool(is_lost or CONFLICTS & codes)
-    if not is_conflict:
+    conflicts.append(error)
+    if not is_conflict or len(conflicts) >= attempts:
         raise error
 
 
@@ -50,8 +51,8 @@ def watch_transactions(engine: Engine) -> None:
     """Add the listeners that follow. They keep notes in connection.info.
 
     `owner` is the asyncio task (or the thread) that opened the connection. `running` is
-    the one whose statement, COMMIT or ROLLBACK runs. `is_shared`: others have used it.
-    `is_failed`: COMMIT is refused. `is_over`: statements are refused, too.
+    the one that uses it now. `is_shared`: others have used it. `is_failed`: COMMIT is
+    refused. `is_over`: statements are refused, too.
     """
     event.listen(engine, "checkout", check_out)
     event.listen(engine, "begin", reset_notes)
@@ -74,8 +75,7 @@ def current_task() -> object:
 
 
 def is_busy(info: Any) -> bool:
-    running = info["running"]
-    return running is not None and running != current_task()
+    return info["running"] not in (None, current_task())
 
 
 def in_block(conn: Connection) -> bool:
@@ -91,11 +91,14 @@ def may_close(conn: Connection) -> bool:
 
 
 def check_out(_: object, record: Any, *_args: object) -> None:
+    # The pool reuses connection.info. Old notes would make the next user's work fail.
     record.info.update(owner=current_task(), is_shared=False, is_over=False)
     reset_notes(record)
 
 
 def reset_notes(conn: Any, *_: object) -> None:
+    # What ran has ended. Without this, other tasks' statements would be refused, and so
+    # would COMMIT after a savepoint was rolled back.
     conn.info.update(running=None, is_failed=False)
 
 
@@ -103,11 +106,10 @@ def start_statement(conn: Connection, *_: object) -> None:
     # Most drivers can't run two statements at once. One that starts while the block
     # ends would be stored by the connection's next user.
     is_open = conn.in_transaction()
-    if conn.invalidated and not is_open and in_block(conn):
+    is_lost = conn.invalidated and not is_open and in_block(conn)
+    if is_lost or conn.info["is_over"] or (is_open and is_busy(conn.info)):
         raise exc.InvalidRequestError(MISUSE)
     info, task = conn.info, current_task()
-    if info["is_over"] or (is_open and info["running"] not in (None, task)):
-        raise exc.InvalidRequestError(MISUSE)
     info["running"] = task
     info["is_shared"] |= task != info["owner"]
 
@@ -143,8 +145,8 @@ def start_rollback(conn: Connection) -> None:
 
 
 def check_in(_: object, record: Any) -> None:
-    # The next user would commit the late statement of another task, or what a COMMIT
-    # that failed has left open.
+    # The connection's next user would commit another task's late statement. It would
+    # also commit what a failed COMMIT left open.
     info = record.info
     if info.get("is_failed") or (info.get("is_over") and is_busy(info)):
         record.invalidate()

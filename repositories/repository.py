@@ -64,7 +64,7 @@ class Repository[Model: Base]:
             if not options:
                 return session.get(self.model, id)
             # session.get() ignores options if it holds the object already.
-            query = select(self.model).where(*by_key(self.model, id))
+            query = select(self.model).where(*by_key(inspect(self.model), id))
             return session.scalar(query.options(*options))
 
     def get_page(
@@ -95,7 +95,7 @@ class Repository[Model: Base]:
         mapper = inspect(self.model)
         if len(mapper.tables) > 1:
             raise exc.InvalidRequestError(f"use the repository of {mapper.base_mapper}")
-        query = delete(self.model).where(*by_key(self.model, id))
+        query = delete(self.model).where(*by_key(mapper, id))
         with self.writing(immediate=False) as session:
             result: Any = session.execute(query)
             return bool(result.rowcount)
