@@ -59,12 +59,12 @@ class Base(DeclarativeBase):
 
 
 class Versioned:
-    """Optimistic locking: a change of an outdated row raises StaleDataError."""
+    """Optimistic locking: storing an outdated row raises StaleDataError."""
 
     version_id: Mapped[int] = mapped_column(server_default="1")
 
 
-# A model's own __table_args__ or __mapper_args__ would replace those of Base.
+# Not in __table_args__ or __mapper_args__: a model's own would replace them.
 @event.listens_for(Base, "instrument_class", propagate=True)
 def set_defaults(mapper: Any, model: type) -> None:
     table = mapper.local_table
@@ -86,8 +86,8 @@ def by_key(mapper: Mapper[Any], id: Any) -> list[sa.ColumnElement[bool]]:
     return [key.class_attribute == v for key, v in zip(keys, values, strict=True)]
 
 
-def states_to_store(row: Base) -> list[Any]:
-    """Return the states of a row and its children. Raises InvalidRequestError."""
+def checked_states(row: Base) -> list[Any]:
+    """Check that a row and its children can be stored. Return their states."""
     state = sa.inspect(row)
     if not state.has_identity:
         raise exc.InvalidRequestError(f"{row} is new: use create()")
@@ -95,5 +95,5 @@ def states_to_store(row: Base) -> list[Any]:
     states = [state, *(child for *_, child, _ in cascade)]
     for state in states:
         if state.detached and (state.expired or "version_id" in state.unloaded):
-            raise exc.InvalidRequestError(f"{state.object} is expired: read it again")
+            raise exc.InvalidRequestError(f"{state.object} lacks values: read it again")
     return states

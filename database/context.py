@@ -16,7 +16,7 @@ from database.transactions import check_retry, close
 
 
 class DbContext:
-    """An engine and its sessions, one per process. `options` go to create_engine()."""
+    """One per process: an engine and its sessions. `options` go to create_engine()."""
 
     def __init__(self, url: str | URL, **options: Any) -> None:
         self.engine = create_engine(**engine_options(url, options))
@@ -36,7 +36,7 @@ class DbContext:
         conn = self.engine.connect()
         session = self.sessionmaker(bind=conn, join_transaction_mode="control_fully")
         try:
-            # Begin now: two tasks that begin later would collide.
+            # Begin now. On SQLite this waits for the write lock.
             session.connection(execution_options={"begin_immediate": immediate})
             yield session
             session.commit()

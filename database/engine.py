@@ -19,7 +19,7 @@ def engine_options(url: str | URL, options: dict[str, Any]) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         name = (url.database or "").removeprefix("file:")
         if name in ("", ":memory:") or "memory" in url.query.values():
-            raise exc.ArgumentError("use a file: SQLite in memory is one connection")
+            raise exc.ArgumentError("use a file: in memory all share one connection")
         defaults = {"autocommit": False, "timeout": 30}
         options["connect_args"] = defaults | options.get("connect_args", {})
     return options
@@ -46,8 +46,8 @@ def configure(engine: Engine) -> None:
 
 
 def set_pragmas(connection: Any, *_: object) -> None:
-    # SQLite enforces foreign keys only if each connection asks. With a write-ahead log,
-    # readers don't wait for the writer. A file that is read-only or locked refuses it.
+    # SQLite enforces foreign keys only if asked, outside of a transaction. With a
+    # write-ahead log, readers don't wait. A read-only or locked file refuses it.
     cursor = connection.cursor()
     cursor.execute("COMMIT")
     cursor.execute("PRAGMA foreign_keys = ON")
@@ -77,11 +77,11 @@ def refuse_to_write(conn: Connection, statement: Any, *_: object) -> None:
 
 def ping_idle(engine: Engine) -> None:
     # A restarted server has closed the pooled connections. pool_pre_ping=True would
-    # test them at each checkout. This does so after a second of rest.
+    # test them at each checkout. This does so a second after the last one.
     @event.listens_for(engine, "checkout")
     def ping(connection: Any, record: Any, *_: object) -> None:
-        idle = monotonic() - record.info.get("last_use", monotonic())
-        record.info["last_use"] = monotonic()
+        idle = monotonic() - record.info.get("checkout", monotonic())
+        record.info["checkout"] = monotonic()
         if idle > 1:
             try:
                 engine.dialect.do_ping(connection)

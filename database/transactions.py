@@ -7,19 +7,19 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, ExceptionContext, event, exc, orm
 
-# PostgreSQL's and MySQL's codes for deadlocks, lock timeouts and changed snapshots
+# Deadlocks, lock timeouts and serialization failures on PostgreSQL and MySQL
 CONFLICTS = {"40001", "40P01", 1213, 1205, 1020}
 
 # Their ROLLBACK waits for another task's statement. Other drivers fail or hang.
 WAITING_DRIVERS = ("pysqlite", "psycopg")
 
-MISUSE = "session is busy or ended: do tasks share it?"
+MISUSE = "session in use or closed: do tasks share it?"
 
 
 def close(session: orm.Session) -> None:
     """Roll back and close, even if a task still uses the session."""
     conn: Any = session.get_bind()
-    # An error here would hide the one that ended the block.
+    # Closes the session, then conn. An error here would hide the block's.
     with conn, suppress(exc.SQLAlchemyError), session:
         if not conn.invalidated:
             conn.info.update(owner=current_task(), is_over=True)
@@ -32,7 +32,7 @@ def close(session: orm.Session) -> None:
 
 def check_retry(error: Exception, conflicts: list[Exception], attempts: int) -> None:
     """Add this error to the conflicts, or raise it if no retry may succeed."""
-    # The retry may have used an object that a conflict has expired.
+    # The retry failed on an object that a conflict had expired.
     if conflicts and type(error) is exc.InvalidRequestError:
         raise conflicts[-1] from error
     is_conflict = isinstance(error, orm.exc.StaleDataError)
@@ -50,7 +50,7 @@ def check_retry(error: Exception, conflicts: list[Exception], attempts: int) -> 
 def watch_transactions(engine: Engine) -> None:
     """Add the listeners that follow. They keep notes in connection.info.
 
-    `owner` is the asyncio task (or the thread) that opened the connection. `running` is
+    `owner` is the task (or thread) that opened or closes the connection. `running` is
     the one that uses it now. `is_shared`: others have used it. `is_failed`: COMMIT is
     refused. `is_over`: statements are refused, too.
     """
@@ -61,7 +61,7 @@ def watch_transactions(engine: Engine) -> None:
     event.listen(engine, "commit", start_commit)
     event.listen(engine, "rollback", start_rollback)
     event.listen(engine, "checkin", check_in)
-    event.listen(engine, "handle_error", close_if_broken)
+    event.listen(engine, "handle_error", handle_error)
     if engine.dialect.driver == "aiosqlite":
         # It waits for a cursor first, and another task could start meanwhile.
         event.listen(engine, "before_execute", start_statement)
@@ -79,12 +79,12 @@ def is_busy(info: Any) -> bool:
 
 
 def in_block(conn: Connection) -> bool:
-    return "begin_immediate" in conn.get_execution_options()
+    return "begin_immediate" in conn.get_execution_options()  # False counts, too
 
 
 def may_close(conn: Connection) -> bool:
-    # When two tasks close one connection of aiosqlite, one of them waits for good. So
-    # the owner closes it. Outside of a block, SQLAlchemy closes in a new task.
+    # When two tasks close one connection of aiosqlite, one of them hangs. So the
+    # owner closes it. Outside of transaction(), SQLAlchemy closes in a new task.
     owner = conn.info["owner"]
     is_alive = isinstance(owner, asyncio.Task) and not owner.done()
     return not is_alive or not in_block(conn) or owner is current_task()
@@ -103,8 +103,8 @@ def reset_notes(conn: Any, *_: object) -> None:
 
 
 def start_statement(conn: Connection, *_: object) -> None:
-    # Most drivers can't run two statements at once. One that starts while the block
-    # ends would be stored by the connection's next user.
+    # Most drivers can't run two statements at once. The connection's next user would
+    # commit a late one. Only aiosqlite comes here before BEGIN.
     is_open = conn.in_transaction()
     is_lost = conn.invalidated and not is_open and in_block(conn)
     if is_lost or conn.info["is_over"] or (is_open and is_busy(conn.info)):
@@ -120,7 +120,7 @@ def start_commit(conn: Connection) -> None:
     is_refused = info["is_failed"] or info["is_over"] or is_busy(info)
     info.update(running=current_task(), is_failed=is_refused)
     if is_refused:
-        # SQLAlchemy takes a refused COMMIT for done, and would not roll back.
+        # SQLAlchemy would not roll back after a refused COMMIT.
         if conn.dialect.driver in WAITING_DRIVERS:
             conn.dialect.do_rollback(conn.connection)
         elif may_close(conn):
@@ -132,7 +132,7 @@ def start_rollback(conn: Connection) -> None:
     if conn.closed or conn.invalidated:
         return
     # MySQL's drivers may mix up the answers to ROLLBACK and to another task's
-    # statement, and wait for good. So the connection is closed instead.
+    # statement, and hang. So the owner closes the connection instead.
     info, task = conn.info, current_task()
     must_close = is_busy(info) and conn.dialect.driver not in WAITING_DRIVERS
     if must_close and may_close(conn):
@@ -152,7 +152,7 @@ def check_in(_: object, record: Any) -> None:
         record.invalidate()
 
 
-def close_if_broken(context: ExceptionContext) -> None:
+def handle_error(context: ExceptionContext) -> None:
     # If the database rolls back by itself, later statements would be stored alone. If
     # COMMIT or ROLLBACK fails, the pool would reuse an open transaction.
     conn, dialect = context.connection, context.dialect

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import delete, exc, inspect, select
 from sqlalchemy.orm import Session
 
-from database.base import Base, by_key, states_to_store
+from database.base import Base, by_key, checked_states
 from database.context import DbContext
 
 
@@ -34,13 +34,13 @@ class Repository[Model: Base]:
         """Yield the session for a method of your own that writes.
 
         In the block use type(self)(session): self would begin other transactions.
-        immediate=False suits a single statement.
+        Pass immediate=False if it only writes.
         """
         if isinstance(self.db, DbContext):
             with self.db.transaction(immediate=immediate) as session:
                 yield session
         else:
-            self.db.flush()  # raises if another task uses it
+            self.db.flush()  # raises if another task flushes
             yield self.db
             self.db.flush()  # raises errors here, and sets new keys
 
@@ -83,10 +83,10 @@ class Repository[Model: Base]:
     def update(self, row: Model) -> Model:
         """Store the changes of a row and of its children.
 
-        Raises StaleDataError if somebody deleted it, or changed it and it is Versioned.
+        Raises StaleDataError if the row was deleted or, with Versioned, changed.
         Raises InvalidRequestError if it is new, expired or read without its version.
         """
-        with self.writing(immediate=len(states_to_store(row)) > 1) as session:
+        with self.writing(immediate=len(checked_states(row)) > 1) as session:
             session.add(row)
         return row
 

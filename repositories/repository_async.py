@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import delete, exc, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from database.base import Base, by_key, states_to_store
+from database.base import Base, by_key, checked_states
 from database.context_async import DbContextAsync
 
 
@@ -34,13 +34,13 @@ class RepositoryAsync[Model: Base]:
         """Yield the session for a method of your own that writes.
 
         In the block use type(self)(session): self would begin other transactions.
-        immediate=False suits a single statement.
+        Pass immediate=False if it only writes.
         """
         if isinstance(self.db, DbContextAsync):
             async with self.db.transaction(immediate=immediate) as session:
                 yield session
         else:
-            await self.db.flush()  # raises if another task uses it
+            await self.db.flush()  # raises if another task flushes
             yield self.db
             await self.db.flush()  # raises errors here, and sets new keys
 
@@ -83,10 +83,10 @@ class RepositoryAsync[Model: Base]:
     async def update(self, row: Model) -> Model:
         """Store the changes of a row and of its children.
 
-        Raises StaleDataError if somebody deleted it, or changed it and it is Versioned.
+        Raises StaleDataError if the row was deleted or, with Versioned, changed.
         Raises InvalidRequestError if it is new, expired or read without its version.
         """
-        async with self.writing(immediate=len(states_to_store(row)) > 1) as session:
+        async with self.writing(immediate=len(checked_states(row)) > 1) as session:
             session.add(row)
         return row
 

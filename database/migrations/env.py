@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic import context
 
 import database.models  # noqa: F401 - fills Base.metadata
-import env
+import env  # beside main.py
 from database.base import Base
 from database.engine import engine_options
 
@@ -18,7 +18,7 @@ def import_type(kind: str, item: Any, autogen: Any) -> bool:
     module = type(item).__module__
     if kind == "type" and not module.startswith("sqlalchemy."):
         autogen.imports.add(f"import {module}")
-    return False  # Alembic does it
+    return False  # Alembic renders it
 
 
 def wait_for_lock(conn: sa.Connection) -> None:
@@ -51,7 +51,7 @@ if context.is_offline_mode():
     with context.begin_transaction():
         context.run_migrations()
 else:
-    # Foreign keys stay off on SQLite: dropping a copied table would delete children.
+    # No configure(): with foreign keys, dropping a copied table deletes children.
     engine = sa.create_engine(**engine_options(url, {"poolclass": sa.NullPool}))
     with engine.connect() as conn:
         if not is_sqlite:
