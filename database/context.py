@@ -11,7 +11,7 @@ from sqlalchemy import URL, create_engine, exc
 from sqlalchemy.orm import Session, sessionmaker
 
 from database.base import Base
-from database.engine import configure, engine_options, read_engine
+from database.engine import begin, configure, engine_options, read_engine
 from database.transactions import check_retry, close
 
 
@@ -36,8 +36,7 @@ class DbContext:
         conn = self.engine.connect()
         session = self.sessionmaker(bind=conn, join_transaction_mode="control_fully")
         try:
-            # Begin now. On SQLite this waits for the write lock.
-            session.connection(execution_options={"begin_immediate": immediate})
+            begin(session, immediate)
             yield session
             session.commit()
         finally:

@@ -11,7 +11,7 @@ from sqlalchemy import URL, exc
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from database.base import Base
-from database.engine import configure, engine_options, read_engine
+from database.engine import begin, configure, engine_options, read_engine
 from database.transactions import check_retry, close
 
 
@@ -38,8 +38,7 @@ class DbContextAsync:
         conn = await self.engine.connect()
         session = self.sessionmaker(bind=conn, join_transaction_mode="control_fully")
         try:
-            # Begin now. On SQLite this waits for the write lock.
-            await session.connection(execution_options={"begin_immediate": immediate})
+            await session.run_sync(begin, immediate)
             yield session
             await session.commit()
         finally:

@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import URL, Connection, Engine, event, exc, make_url
+from sqlalchemy import URL, Connection, Engine, event, exc, make_url, orm
 
 from database.transactions import watch_transactions
 
@@ -54,6 +54,15 @@ def set_pragmas(connection: Any, *_: object) -> None:
     with suppress(sqlite3.OperationalError):
         cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("BEGIN")
+
+
+def begin(session: orm.Session, immediate: bool) -> None:
+    """Begin. On SQLite, `immediate` waits for the write lock."""
+    conn: Any = session.get_bind()
+    conn.execution_options(begin_immediate=immediate)
+    # After session.connection(), execution options of the caller would be ignored.
+    if not conn.in_transaction():
+        conn.begin()
 
 
 def begin_immediate(conn: Connection) -> None:

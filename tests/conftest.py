@@ -11,16 +11,10 @@ from tests.servers import MariaDB, Postgres, Server, running
 from tests.twins import write_synchronous_tests
 
 DRIVERS = ["sqlite", "postgresql+psycopg", "mysql+pymysql"]
-DRIVERS_ASYNC = [
-    "sqlite+aiosqlite",
-    "postgresql+asyncpg",
-    "postgresql+psycopg",
-    "mysql+aiomysql",
-    "mysql+asyncmy",
-]
 SQLITE, SERVERS, MYSQL = DRIVERS[:1], DRIVERS[1:], DRIVERS[2:]
-SQLITE_ASYNC, SERVERS_ASYNC = DRIVERS_ASYNC[:1], DRIVERS_ASYNC[1:]
-MYSQL_ASYNC = DRIVERS_ASYNC[3:]
+SQLITE_ASYNC, MYSQL_ASYNC = ["sqlite+aiosqlite"], ["mysql+aiomysql", "mysql+asyncmy"]
+SERVERS_ASYNC = ["postgresql+asyncpg", "postgresql+psycopg", *MYSQL_ASYNC]
+DRIVERS_ASYNC = [*SQLITE_ASYNC, *SERVERS_ASYNC]
 SYNC_DRIVERS = dict(zip(["sqlite", "postgresql", "mysql"], DRIVERS, strict=True))
 type NewUrl = Callable[[str], str]
 

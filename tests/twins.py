@@ -21,7 +21,7 @@ WORDS = [
     (r"\bAwaitable\[(\w+)\]", r"\1"),
     (r"\bsqlalchemy\.ext\.asyncio\b", "sqlalchemy.orm"),
     (r"\basyncio\b", "time"),
-    (r"\b(\w+)\.run_sync\(([\w.]+)\)", r"\2(\1)"),
+    (r"\b(\w+)\.run_sync\(([\w.]+)((, \w+)?)\)", r"\2(\1\3)"),
     (r"\b(\w+)\.run_sync\((lambda .*)\)$", r"(\2)(\1)"),
     (r"\basync_sessionmaker\b", "sessionmaker"),
     (r"\bcreate_async_engine\b", "create_engine"),

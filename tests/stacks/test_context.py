@@ -32,6 +32,14 @@ async def test_reads_use_the_isolation_level_and_the_schema(url: str) -> None:
             await Users(db).get_page()
 
 
+async def test_a_transaction_uses_the_options_of_its_connection(db: Db) -> None:
+    schema: Any = {"schema_translate_map": {None: "nowhere"}}
+    with pytest.raises(exc.DBAPIError, match="nowhere"):
+        async with db.transaction() as session:
+            await session.connection(execution_options=schema)
+            await Users(session).create(a_user())
+
+
 @pytest.mark.parametrize("driver", SERVERS_ASYNC)
 def test_accepts_an_at_sign_in_the_query_of_a_url(driver: str) -> None:
     db = Db(f"{driver}://user:p%40ss@host/name?application_name=api@host")
