@@ -123,7 +123,8 @@ class MariaDB(Server):
     def command(self) -> list[str]:
         program = [str(self.program("mariadbd")), "--no-defaults", *self.options]
         network = [f"--port={self.port}", "--bind-address=127.0.0.1"]
-        return [*program, *network, f"--socket={self.folder}.sock"]
+        zone = "--default-time-zone=+09:00"
+        return [*program, *network, zone, f"--socket={self.folder}.sock"]
 
 
 @contextmanager

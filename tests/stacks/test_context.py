@@ -12,6 +12,7 @@ from tests.conftest import DRIVERS_ASYNC, SERVERS_ASYNC
 from tests.models import a_user
 from tests.stacks.helpers import Db, Users, names
 
+IN_MEMORY = ["", "/", "/:memory:", "/file::memory:?uri=1", "/file:x?mode=memory&uri=1"]
 POSTGRES_ASYNC = [driver for driver in DRIVERS_ASYNC if "postgresql" in driver]
 
 
@@ -47,10 +48,7 @@ def test_accepts_an_at_sign_in_the_query_of_a_url(driver: str) -> None:
     assert "p@ss" not in repr(db.engine)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["", "/", "/:memory:", "/file::memory:?uri=true", "/file:x?mode=memory&uri=true"],
-)
+@pytest.mark.parametrize("name", IN_MEMORY)
 def test_refuses_a_sqlite_database_in_memory(name: str) -> None:
     with pytest.raises(exc.ArgumentError, match="use a file"):
         Db(f"sqlite+aiosqlite://{name}")
