@@ -78,16 +78,13 @@ def is_busy(info: Any) -> bool:
     return info["running"] not in (None, current_task())
 
 
-def in_block(conn: Connection) -> bool:
-    return "begin_immediate" in conn.get_execution_options()  # False counts, too
-
-
 def may_close(conn: Connection) -> bool:
     # When two tasks close one connection of aiosqlite, one of them hangs. So the
     # owner closes it. Outside of transaction(), SQLAlchemy closes in a new task.
     owner = conn.info["owner"]
     is_alive = isinstance(owner, asyncio.Task) and not owner.done()
-    return not is_alive or not in_block(conn) or owner is current_task()
+    is_block = "begin_immediate" in conn.get_execution_options()  # True or False
+    return owner is current_task() or not (is_alive and is_block)
 
 
 def check_out(_: object, record: Any, *_args: object) -> None:
@@ -105,11 +102,9 @@ def reset_notes(conn: Any, *_: object) -> None:
 def start_statement(conn: Connection, *_: object) -> None:
     # Most drivers can't run two statements at once. The connection's next user would
     # commit a late one. Only aiosqlite comes here before BEGIN.
-    is_open = conn.in_transaction()
-    is_lost = conn.invalidated and not is_open and in_block(conn)
-    if is_lost or conn.info["is_over"] or (is_open and is_busy(conn.info)):
-        raise exc.InvalidRequestError(MISUSE)
     info, task = conn.info, current_task()
+    if info["is_over"] or (conn.in_transaction() and is_busy(info)):
+        raise exc.InvalidRequestError(MISUSE)
     info["running"] = task
     info["is_shared"] |= task != info["owner"]
 
@@ -117,7 +112,8 @@ def start_statement(conn: Connection, *_: object) -> None:
 def start_commit(conn: Connection) -> None:
     # After a failed statement PostgreSQL silently turns COMMIT into ROLLBACK.
     info = conn.info
-    is_refused = info["is_failed"] or info["is_over"] or is_busy(info)
+    is_misuse = info["is_over"] or is_busy(info)
+    is_refused = is_misuse or info["is_failed"]
     info.update(running=current_task(), is_failed=is_refused)
     if is_refused:
         # SQLAlchemy would not roll back after a refused COMMIT.
@@ -125,7 +121,8 @@ def start_commit(conn: Connection) -> None:
             conn.dialect.do_rollback(conn.connection)
         elif may_close(conn):
             conn.invalidate()
-        raise exc.InvalidRequestError("a statement failed or runs: use begin_nested()")
+        reason = MISUSE if is_misuse else "a statement failed: use begin_nested()"
+        raise exc.InvalidRequestError(reason)
 
 
 def start_rollback(conn: Connection) -> None:

@@ -8,13 +8,8 @@ from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
+import sqlalchemy.exc as exc
 from sqlalchemy import Connection, Update, event, insert, make_url, select, text, update
-from sqlalchemy.exc import (
-    DBAPIError,
-    InvalidRequestError,
-    OperationalError,
-    PendingRollbackError,
-)
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from database.context import DbContext as AnyContext
@@ -75,18 +70,18 @@ async def test_one_hang_up_renews_all_connections(db: Db, server: Connection) ->
         ids = [await session.run_sync(own_id) for session in (one, two)]
     for id in ids:
         hang_up(server, id)
-    with pytest.raises(DBAPIError):
+    with pytest.raises(exc.DBAPIError):
         await names(db)
     assert await names(db) == []
 
 
 @on_a_server
 async def test_a_caught_hang_up_stores_nothing(db: Db, server: Connection) -> None:
-    with pytest.raises(PendingRollbackError):
+    with pytest.raises(exc.PendingRollbackError):
         async with db.transaction() as session:
             await Users(session).create(a_user(1))
             hang_up(server, await session.run_sync(own_id))
-            with suppress(DBAPIError):
+            with suppress(exc.DBAPIError):
                 await session.execute(select(UserDb))
             session.add(a_user(2))
     assert await names(db) == []
@@ -100,7 +95,7 @@ async def test_a_hang_up_does_not_hide_an_error(db: Db, server: Connection) -> N
             session.add(user)
             hang_up(server, await session.run_sync(own_id))
             raise ZeroDivisionError
-    with pytest.raises(InvalidRequestError, match="read it again"):
+    with pytest.raises(exc.InvalidRequestError, match="read it again"):
         await Users(db).update(user)
 
 
@@ -129,7 +124,7 @@ async def test_a_hang_up_during_commit_is_raised(db: Db, server: Connection) -> 
         hang_up(server, ids[-1])
 
     ids: list[int] = []
-    with pytest.raises(DBAPIError):
+    with pytest.raises(exc.DBAPIError):
         await db.run_transaction(work)
     assert len(ids) == 1
 
@@ -195,11 +190,11 @@ async def test_a_deadlock_that_is_caught_stores_nothing_on_mysql(
 ) -> None:
     """MySQL has rolled back the whole transaction, not the savepoint alone."""
     one, two = await users.create_many([a_user(1), a_user(2)])
-    with pytest.raises((DBAPIError, InvalidRequestError)):
+    with pytest.raises((exc.DBAPIError, exc.InvalidRequestError)):
         async with db.transaction() as session:
             await session.execute(rename(one, "mine"))
             deadlock(one, two)
-            with suppress(DBAPIError):
+            with suppress(exc.DBAPIError):
                 if place == "outside":
                     await session.execute(rename(two, "mine"))
                 async with session.begin_nested():
@@ -212,9 +207,10 @@ async def test_a_deadlock_that_is_caught_stores_nothing_on_mysql(
 @pytest.mark.parametrize("sql", ["ROLLBACK", "SELECT no_such_function()"])
 async def test_a_savepoint_that_the_server_has_ended(db: Db, sql: str) -> None:
     """A function that is missing has the same error number. It ends nothing."""
-    with pytest.raises(PendingRollbackError) if sql == "ROLLBACK" else nullcontext():
+    told = pytest.raises(exc.PendingRollbackError)
+    with told if sql == "ROLLBACK" else nullcontext():
         async with db.transaction() as session:
-            with suppress(DBAPIError):
+            with suppress(exc.DBAPIError):
                 async with session.begin_nested():
                     await session.execute(text(sql))
             session.add(a_user())
@@ -225,13 +221,13 @@ async def test_a_savepoint_that_the_server_has_ended(db: Db, sql: str) -> None:
 async def test_a_caught_snapshot_conflict_stores_nothing(db: Db, users: Users) -> None:
     """MariaDB ends the transaction. Later statements would be stored alone."""
     user = await users.create(a_user(1))
-    with pytest.raises(PendingRollbackError):
+    with pytest.raises(exc.PendingRollbackError):
         async with db.transaction() as session:
             await session.execute(text("SET innodb_snapshot_isolation = 1"))
             await session.execute(select(UserDb))
             async with db.engine.begin() as connection:
                 await connection.execute(rename(user, "theirs"))
-            with suppress(DBAPIError):
+            with suppress(exc.DBAPIError):
                 await session.execute(rename(user, "mine"))
             session.add(a_user(2))
     assert await names(db) == ["theirs"]
@@ -245,11 +241,11 @@ FILL = "INSERT INTO users (name, email, created_at) VALUES ('x', :email, '2026-0
 async def test_a_full_disk_stores_nothing(url: str, caught: bool) -> None:
     """SQLite ends the transaction. Later statements would be stored alone."""
     async with Db(url, pool_size=1, max_overflow=0) as db:
-        with pytest.raises((OperationalError, PendingRollbackError)) as told:
+        with pytest.raises((exc.OperationalError, exc.PendingRollbackError)) as told:
             async with db.transaction() as session:
                 await Users(session).create(a_user(1))
                 await session.execute(text("PRAGMA max_page_count = 1"))
-                with suppress(*[DBAPIError] * caught):
+                with suppress(*[exc.DBAPIError] * caught):
                     for n in range(1000):
                         await session.execute(text(FILL), {"email": f"{n:0200}"})
                 session.add(a_user(2))
@@ -264,9 +260,9 @@ async def test_a_transaction_locks_the_file_first(db: Db, users: Users) -> None:
     impatient = Db(db.engine.url, connect_args={"timeout": 0.01})
     async with impatient, db.transaction() as session:
         found = await read(Users(session), user.id)
-        with pytest.raises(OperationalError, match="locked"):
+        with pytest.raises(exc.OperationalError, match="locked"):
             await Users(impatient).create(a_user(2))
-        with pytest.raises(OperationalError, match="locked"):
+        with pytest.raises(exc.OperationalError, match="locked"):
             async with impatient.transaction():
                 pass
         assert await names(impatient) == ["User 1"], "readers do not wait"
@@ -297,5 +293,5 @@ async def test_a_file_that_is_read_only_can_be_read(db: Db, users: Users) -> Non
     url = f"{db.engine.url.drivername}:///file:{db.engine.url.database}"
     async with Db(f"{url}?mode=ro&uri=true") as other:
         assert await names(other) == ["User 1"]
-        with pytest.raises(OperationalError, match="readonly"):
+        with pytest.raises(exc.OperationalError, match="readonly"):
             await Users(other).create(a_user(2))

@@ -77,7 +77,7 @@ async def test_pages_follow_the_primary_key(users: Users) -> None:
 
 
 async def test_update_stores_the_changes_of_children(db: Db, users: Users) -> None:
-    user = await read(users, (await users.create(a_family())).id, *SELECTIN)
+    user: Any = await read(users, (await users.create(a_family())).id, *SELECTIN)
     user.salaries.pop(0)
     user.salaries[0].amount = Decimal("99.99")
     user.salaries.append(Salary(amount=Decimal(4), paid_on=date(2026, 4, 1)))
@@ -85,7 +85,6 @@ async def test_update_stores_the_changes_of_children(db: Db, users: Users) -> No
         user.tax_account = TaxAccount(number=number)
         await users.update(user)
         user = await read(users, user.id, *SELECTIN)
-        assert user.tax_account
         assert user.tax_account.number == number
         assert [row.amount for row in user.salaries] == [Decimal("99.99"), 4]
     user.tax_account = None
@@ -218,9 +217,8 @@ async def test_an_enum_is_stored_as_text(db: Db) -> None:
     assert note.color is Color.RED
     async with db.read_session() as session:
         assert await session.scalar(text("SELECT color FROM notes")) == "RED"
-    wrong: Any = "GREEN"
     with pytest.raises(StatementError, match="GREEN"):
-        await notes.create(Note(word="green", color=wrong))
+        await notes.create(Note(word="green", color="GREEN"))
 
 
 async def test_money_is_exact_and_adds_up(db: Db, users: Users) -> None:

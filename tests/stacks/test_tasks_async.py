@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import anyio
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import event, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -42,8 +42,7 @@ async def db(url: str) -> AsyncIterator[Db]:
 
 
 async def test_gathered_calls_raise_and_store_nothing(db: Db) -> None:
-    begin: Any
-    for begin in [db.transaction, db.sessionmaker.begin] * 5:
+    for begin in (db.transaction, db.sessionmaker.begin) * 5:
         with pytest.raises((SQLAlchemyError, RuntimeError)):
             async with asyncio.timeout(30), begin() as session:
                 calls = (Users(session).create(a_user(n)) for n in range(3))
@@ -57,6 +56,17 @@ async def test_a_call_that_is_refused_stores_nothing(db: Db) -> None:
         results = await asyncio.gather(*calls, return_exceptions=True)
     stored = [result.name for result in results if isinstance(result, UserDb)]
     assert stored == await names(db) == ["User 0"]
+
+
+async def test_another_task_may_go_on_with_a_connection(db: Db) -> None:
+    opened: list[Any] = []
+    event.listen(db.engine.sync_engine, "connect", lambda *args: opened.append(args))
+    async with db.transaction() as session:
+        connection = await session.connection()
+        for _ in range(2):
+            await asyncio.create_task(connection.execute(select(UserDb)))
+            await session.commit()
+    assert (await names(db), len(opened)) == ([], 1)
 
 
 async def test_tasks_that_outlive_the_block_leave_nothing_half_stored(db: Db) -> None:
@@ -84,7 +94,7 @@ async def test_tasks_that_outlive_the_block_leave_nothing_half_stored(db: Db) ->
     works: list[Any] = [keep_inserting, keep_writing, keep_reading]
     works += [lambda session: Users(session).create(a_user(n))]  # a duplicate
     for n in range(60):
-        chance = random.Random(n)
+        chance = random.Random(str(n))
         over, is_committed = list[bool](), False
         tasks: list[asyncio.Task[None]] = []
         async with asyncio.timeout(30):

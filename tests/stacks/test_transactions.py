@@ -161,9 +161,8 @@ async def test_what_a_savepoint_refused_as_stale_is_not_stored_later(
     db: Db, users: Users, edit: Callable[[UserDb], object]
 ) -> None:
     mine = await users.create(a_family())
-    theirs = await read(users, mine.id, *CHILDREN)
+    theirs: Any = await read(users, mine.id, *CHILDREN)
     theirs.salaries[0].amount += 1
-    assert theirs.tax_account
     theirs.tax_account.number = "theirs"
     await users.update(theirs)
     edit(mine)
@@ -171,8 +170,7 @@ async def test_what_a_savepoint_refused_as_stale_is_not_stored_later(
         with pytest.raises(StaleDataError):
             async with session.begin_nested():
                 await Users(session).update(mine)
-    stored = await read(users, theirs.id, *CHILDREN)
-    assert stored.tax_account
+    stored: Any = await read(users, theirs.id, *CHILDREN)
     assert stored.tax_account.number == "theirs"
     assert [row.amount for row in stored.salaries] == [2, 2]
     with pytest.raises(InvalidRequestError, match="read it again"):
