@@ -36,14 +36,14 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
     impl = sa.DateTime(timezone=True).with_variant(mysql_type, "mysql", "mariadb")
     cache_ok = True
 
-    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> Any:
         if value and value.tzinfo is None:
             raise ValueError("datetime without a time zone: use datetime.now(UTC)")
         if value and dialect.name != "postgresql":
             return value.astimezone(UTC).replace(tzinfo=None)
         return value
 
-    def process_result_value(self, value: Any, dialect: Any) -> Any:
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> Any:
         if value and value.tzinfo:
             return value.astimezone(UTC)
         return value and value.replace(tzinfo=UTC)
