@@ -113,7 +113,8 @@ async def test_tasks_that_outlive_the_block_leave_nothing_half_stored(db: Db) ->
             await asyncio.sleep(0.002)
         over.append(True)
         await asyncio.gather(*(Users(db).create(a_user(n + k)) for k in (100, 200)))
-        _, waiting = await asyncio.wait(tasks, timeout=10)  # aiosqlite may hang
+        ended = asyncio.gather(*tasks, return_exceptions=True)
+        _, waiting = await asyncio.wait([ended], timeout=10)  # aiosqlite may hang
         assert not waiting or db.engine.driver == "aiosqlite"
         found = await names(db)
         assert (f"User {n}" in found) is is_committed
